@@ -1,0 +1,25 @@
+"""What can go wrong, and what to do about it.
+
+DatakitError
+├── RecipeError   the YAML is wrong: names each field and the values it takes
+├── SourceError   a collection is missing, or is not what its manifest says
+├── StageError    a rule dropped more than it may, counts do not add up, or the disk failed
+└── ShardError    what a build left is damaged: names the file and the command that rewrites it
+
+An image that cannot be read is not an error: it is a record dropped as "unreadable".
+"""
+
+
+class DatakitError(Exception): ...
+
+
+class RecipeError(DatakitError): ...
+
+
+class SourceError(DatakitError): ...
+
+
+class StageError(DatakitError): ...
+
+
+class ShardError(DatakitError): ...

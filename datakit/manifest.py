@@ -1,0 +1,182 @@
+"""What a source is (licence, counts, layout) and what a build left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
+from .errors import RecipeError, ShardError
+from .sample import Spec
+
+
+class ClassFolders(Spec):
+    """The name of the folder that an image lies in is its class."""
+
+    kind: Literal["class_folders"] = "class_folders"
+    level: int = Field(1, ge=1, description="1: the folder itself, 2: the one above it, …")
+
+
+class DotaText(Spec):
+    """One text file an image: `x1 y1 … x4 y4 class difficult`, after header lines `imagesource:…`, `gsd:…`."""
+
+    kind: Literal["dota"] = "dota"
+    path: str = "{dir}/../labelTxt/{stem}.txt"
+
+
+class VocXml(Spec):
+    """One Pascal VOC XML file an image: bndbox, or robndbox/polygon corners where there are any."""
+
+    kind: Literal["voc"] = "voc"
+    path: str = "{dir}/../Annotations/{stem}.xml"
+
+
+class CocoJson(Spec):
+    """One COCO file for many images; an image is found by `file_name`, relative to `images`."""
+
+    kind: Literal["coco"] = "coco"
+    path: str = Field(description="the JSON file, within the collection")
+    images: str = Field("", description="folder within the collection that file_name is relative to")
+
+
+Labels = Annotated[ClassFolders | DotaText | VocXml | CocoJson, Field(discriminator="kind")]
+
+
+class Layout(Spec):
+    """Which files of a collection are images and which are labels. Globs over names; `**` crosses folders.
+
+    Names are paths below the collection's folder; a member of an archive is named as if it were unpacked beside it.
+    """
+
+    images: tuple[str, ...]
+    label_files: tuple[str, ...] = ()
+    labels: tuple[Labels, ...] = ()
+
+
+class Split(Spec):
+    """The images of one split: the globs that tell it, and how many the publisher counts."""
+
+    images: tuple[str, ...] = ()
+    count: int | None = Field(None, ge=0)
+
+
+class Collection(Spec):
+    """A public collection. What could not be verified is null; `facts` gives the page of each fact."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,23}$")
+    title: str
+    version: str | None = None
+    homepage: str
+    licence: str = Field(description='SPDX name, the publisher\'s own words, or "unstated"')
+    provider_terms: str | None = Field(None, description="terms of whoever took the pictures")
+    citation: str | None = None
+    modality: Literal["optical", "multispectral", "hyperspectral", "sar", "infrared", "elevation"]
+    platform: Literal["satellite", "aerial", "uav", "oblique", "mixed"] | None = None
+    bands: tuple[str, ...] = Field(min_length=1)
+    dtype: str | None = None
+    gsd_m: tuple[float, float] | None = Field(None, description="finest and coarsest, metres per pixel")
+    layout: Layout
+    splits: dict[str, Split] = {}
+    count: int | None = Field(None, ge=0, description="images in all, as published")
+    role: Literal["pretrain", "evaluation"] = "pretrain"
+    same_images_as: tuple[str, ...] = ()
+    derived_from: tuple[str, ...] = ()
+    twin_of: tuple[str, ...] = ()
+    facts: dict[str, str] = {}
+    note: str = ""
+
+    @classmethod
+    def load(cls, path: Path) -> Collection:
+        """The collection described at `path`, or RecipeError with every field that is wrong."""
+        return load_yaml(cls, path)
+
+
+class Shard(Spec):
+    """One tar of a build."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class SourceLeft(Spec):
+    """What a build took from one source, and on what terms."""
+
+    name: str
+    title: str
+    version: str | None
+    homepage: str
+    licence: str
+    provider_terms: str | None
+    samples: int
+    bytes: int
+    mean_bytes: float
+    mean_psnr_db: float | None
+    unmatched: int = Field(description="files that are neither image nor label of the layout")
+
+
+class Count(Spec):
+    """Records that came into a stage from one source, that left it, and that were dropped by reason."""
+
+    stage: str
+    source: str
+    came: int
+    left: int
+    dropped: dict[str, int]
+
+
+class Manifest(Spec):
+    """What a build left: `manifest.json`, written last, so that a folder that has one is whole."""
+
+    format: Literal[1] = 1
+    name: str
+    title: str
+    recipe: dict[str, Any]
+    recipe_digest: str
+    versions: dict[str, str]
+    sources: tuple[SourceLeft, ...]
+    missing: tuple[str, ...] = Field(description="sources of the recipe that were not on disk")
+    samples: int
+    members: tuple[str, ...] = Field(description="member of every sample, in the order they lie in a shard")
+    shards: tuple[Shard, ...]
+    counts: tuple[Count, ...]
+    files: dict[str, str] = Field(description="sha256 of what else the build left")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """The manifest of the build at `path`: its folder, or its manifest.json."""
+        path = Path(path)
+        path = path / "manifest.json" if path.is_dir() else path
+        if not path.exists():
+            raise ShardError(f"{path}: no such file. A build that did not finish has none: run `datakit build` again")
+        try:
+            return cls.model_validate_json(path.read_text())
+        except ValidationError as exc:
+            raise ShardError(f"{path}: not a manifest that this version reads (format 1): {exc}") from None
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def load_yaml(kind: type[S], path: Path) -> S:
+    """A spec from a YAML file, or RecipeError with every field that is wrong."""
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise RecipeError(f"{path}: {exc.strerror}") from None
+    except yaml.YAMLError as exc:
+        raise RecipeError(f"{path}: not YAML: {exc}") from None
+    return validate(kind, plain, str(path))
+
+
+def validate(kind: type[S], plain: object, where: str) -> S:
+    """A spec from plain data, or RecipeError with every field that is wrong."""
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as exc:
+        wrong = [f"  {'.'.join(map(str, e['loc'])) or 'whole file'}: {e['msg']}" for e in exc.errors()]
+        raise RecipeError("\n".join([f"{where}: {len(wrong)} wrong", *wrong])) from None

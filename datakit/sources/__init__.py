@@ -1,0 +1,1 @@
+"""Where records come from. Headers only: no module here reads pixels."""

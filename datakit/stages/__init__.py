@@ -1,0 +1,1 @@
+"""What happens to records, one module a stage. No stage imports another."""
