@@ -50,10 +50,10 @@ class Sample:
     name: str = _column(pa.string(), "")  # exact, within the collection; the same in a folder, a zip and a tar
     path: str = _column(pa.string(), "")  # file below the collection's folder, or "archive.zip::member"
     # where its bytes are
-    bytes: int = _column(pa.int64(), 0)
+    file_bytes: int = _column(pa.int64(), 0)
     stamp: str = _column(pa.string(), "")  # mtime in ns; changes when the file does
     offset: int = _column(pa.int64(), -1)  # of the member's header in a zip, of its payload in a tar; -1: a plain file
-    stored_bytes: int = _column(pa.int64(), 0)
+    packed_bytes: int = _column(pa.int64(), 0)
     packing: str = _column(pa.string(), "")  # "" plain file, "tar", "stored", "deflated"
     crc: int = _column(pa.int64(), -1)  # CRC-32 of a zip member's bytes; -1: none is given
     # place
