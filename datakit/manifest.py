@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -54,6 +57,12 @@ class Layout(Spec):
     label_files: tuple[str, ...] = ()
     labels: tuple[Labels, ...] = ()
 
+    def kind(self, name: str) -> Literal["image", "label", ""]:
+        """What a file is, by its name: an image, a label file, or neither. Labels go first."""
+        if _any_matches(self.label_files, name):
+            return "label"
+        return "image" if _any_matches(self.images, name) else ""
+
 
 class Split(Spec):
     """The images of one split: the globs that tell it, and how many the publisher counts."""
@@ -86,6 +95,10 @@ class Collection(Spec):
     twin_of: tuple[str, ...] = ()
     facts: dict[str, str] = {}
     note: str = ""
+
+    def split_of(self, name: str) -> str:
+        """The split that an image is in by its name, or ""."""
+        return next((split for split, spec in self.splits.items() if _any_matches(spec.images, name)), "")
 
     @classmethod
     def load(cls, path: Path) -> Collection:
@@ -126,6 +139,7 @@ class Count(Spec):
     source: str
     came: int
     left: int
+    made: int = Field(description="records made of those that left: more than those where images are sliced")
     dropped: dict[str, int]
 
 
@@ -146,6 +160,10 @@ class Manifest(Spec):
     counts: tuple[Count, ...]
     files: dict[str, str] = Field(description="sha256 of what else the build left")
 
+    def to_json(self) -> str:
+        """The text of manifest.json: the same for the same build."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
         """The manifest of the build at `path`: its folder, or its manifest.json."""
@@ -162,15 +180,19 @@ class Manifest(Spec):
 S = TypeVar("S", bound=Spec)
 
 
-def load_yaml(kind: type[S], path: Path) -> S:
-    """A spec from a YAML file, or RecipeError with every field that is wrong."""
+def read_yaml(path: Path) -> Any:
+    """Plain data from a YAML file, or RecipeError."""
     try:
-        plain = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise RecipeError(f"{path}: {exc.strerror}") from None
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path}: not YAML: {exc}") from None
-    return validate(kind, plain, str(path))
+
+
+def load_yaml(kind: type[S], path: Path) -> S:
+    """A spec from a YAML file, or RecipeError with every field that is wrong."""
+    return validate(kind, read_yaml(path), str(path))
 
 
 def validate(kind: type[S], plain: object, where: str) -> S:
@@ -180,3 +202,16 @@ def validate(kind: type[S], plain: object, where: str) -> S:
     except ValidationError as exc:
         wrong = [f"  {'.'.join(map(str, e['loc'])) or 'whole file'}: {e['msg']}" for e in exc.errors()]
         raise RecipeError("\n".join([f"{where}: {len(wrong)} wrong", *wrong])) from None
+
+
+def _any_matches(globs: tuple[str, ...], name: str) -> bool:
+    return any(_pattern(glob).fullmatch(name) for glob in globs)
+
+
+@lru_cache(maxsize=4096)
+def _pattern(glob: str) -> re.Pattern[str]:
+    """A glob as a pattern: `**/` is any folders or none, `*` and `?` stay within a folder, [ab] is either."""
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.findall(r"\*\*/|\*\*|\[[^]/]+]|.", glob, re.DOTALL)
+    spelled = (part if part[0] == "[" and part[-1] == "]" else words.get(part) or re.escape(part) for part in parts)
+    return re.compile("".join(spelled), re.DOTALL)

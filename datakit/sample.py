@@ -191,7 +191,13 @@ class Part:
 
     path: Path  # of the part's records, once it is complete
     aside: Path  # an empty folder on the same disk
+    work: Path  # the folder of all parts
+    roots: dict[str, Path]  # where each source lies
     counts: Counter[str] = field(default_factory=Counter)
+
+    def root(self, sample: Sample) -> Path:
+        """Where the collection of a sample lies; a source may be told by sub-folder, "name/folder"."""
+        return self.roots[sample.source.partition("/")[0]]
 
 
 class Stage(Protocol):

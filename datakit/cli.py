@@ -1,0 +1,127 @@
+"""The `datakit` command: each verb parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import DatakitError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 if it did what was asked, 1 with a message on stderr if not."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except DatakitError as exc:
+        print(f"datakit: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("datakit: stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="datakit", description="Public image collections to WebDataset shards.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    build = verbs.add_parser("build", help="build the data set that a recipe describes")
+    recipe_arguments(build)
+    build.add_argument("--out", type=Path, help="folder for the shards (default: the recipe's name)")
+    build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
+    build.add_argument("--workers", type=int, help="processes (default: one a core; 0: this process)")
+    build.add_argument("--free", action="store_true", help="delete staged tiles as the shards that hold them are written")
+    build.set_defaults(run=run_build)
+
+    check = verbs.add_parser("check", help="validate a recipe and its sources and print the plan; changes nothing")
+    recipe_arguments(check)
+    check.add_argument("--most", type=int, default=2000, help="images a source whose headers are read (default: 2000)")
+    check.set_defaults(run=run_check)
+
+    synth = verbs.add_parser("synth", help="make the embedded collection, or check a build of it")
+    synth.add_argument("kind", help="opticalrs, or check")
+    synth.add_argument("dirs", nargs="+", type=Path, help="DIR to make; for check: OUT DIR")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.set_defaults(run=run_synth)
+
+    gc = verbs.add_parser("gc", help="free what no build uses any more")
+    gc.add_argument("work", type=Path, help="a work folder")
+    gc.set_defaults(run=run_gc)
+    return top
+
+
+def recipe_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path, help="YAML file, or the name of a bundled recipe")
+    verb.add_argument("--data", type=Path, default=Path(), help="folder that the collections lie in (default: here)")
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field: subset.count=1000")
+    verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from .pipeline import build
+    from .recipe import Recipe, parse_changes
+    from .tables import closing
+
+    start = time.monotonic()
+    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    out = args.out or Path(recipe.name)
+    options = {"work": args.work, "workers": args.workers, "allow_missing": args.allow_missing, "free": args.free}
+    manifest = build(recipe, args.data, out, say=say, **options)
+    timings = json.loads((out / "timings.json").read_text())
+    print(closing(manifest, timings))
+    last = {
+        "name": manifest.name,
+        "out": str(out),
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": sum(s.bytes for s in manifest.shards),
+        "missing": list(manifest.missing),
+        "work_done": timings["work_done"],
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    print(json.dumps(last))
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from .plan import check
+    from .recipe import Recipe, parse_changes
+
+    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    print(check(recipe, args.data, allow_missing=args.allow_missing, most=args.most))
+    return 0
+
+
+def run_synth(args: argparse.Namespace) -> int:
+    from .sources import synth
+
+    if args.kind == "check":
+        if len(args.dirs) != 2:
+            raise DatakitError("datakit synth check needs OUT and DIR: the build, and the collection it was built from")
+        wrong = synth.check(*args.dirs)
+        print("\n".join(wrong) if wrong else "everything planted went for its own reason, and nothing else did")
+        return 1 if wrong else 0
+    if len(args.dirs) != 1:
+        raise DatakitError("datakit synth KIND needs one DIR")
+    print(json.dumps(synth.make(args.kind, args.dirs[0], args.seed)))
+    return 0
+
+
+def run_gc(args: argparse.Namespace) -> int:
+    from .pipeline import gc
+
+    print(json.dumps(gc(args.work)))
+    return 0
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr, so that stdout holds results alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

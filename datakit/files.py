@@ -1,0 +1,252 @@
+"""Files of a collection, read where they lie: plain, or members of a tar, a zip or a split zip, without unpacking.
+
+Zip is read as APPNOTE 6.3.10 (PKWARE) describes it; section numbers below are its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from .errors import SourceError
+
+PIECE_BYTES = 1 << 20
+SMALL_BYTES = 256 << 20  # up to here a packed member is read whole; a larger one goes through `local`
+ZIP = re.compile(r"\.zip(\.001)?\Z", re.IGNORECASE)
+READABLE = {"stored": 0, "deflated": 8}  # compression methods (4.4.5) that are read in place
+_LOCAL = struct.Struct("<4s5H3I2H")  # local file header, 4.3.7
+_WHY = {
+    "encrypted": "encrypted",
+    "unsafe": "a link, a device, or a name that leads out of the collection",
+    "sparse": "sparse tar member",
+    "truncated": "the archive is cut or damaged here",
+    "broken_link": "broken link",
+}
+_UNDECODABLE = re.compile("[\ud800-\udfff]")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}\Z")
+
+
+class BadFile(OSError):
+    """A file that is there but cannot be read: its message says why, in a few words and without paths."""
+
+
+class Located(Protocol):
+    """Where the bytes of a file are. `File` and `Sample` both say it."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def packing(self) -> str: ...
+    @property
+    def crc(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a collection, plain or in an archive, as its folder or archive lists it."""
+
+    name: str  # within the collection, valid UTF-8; a member is named as if it were unpacked beside its archive
+    path: str  # below the collection's folder, as open() takes it; or "train/part1.zip::images/a.png"
+    file_bytes: int  # unpacked
+    stamp: str  # mtime in ns of the file or archive; of a split archive those of its parts, joined by ","
+    offset: int  # of a zip member's local header, counted through all parts; of a tar member's payload; -1: plain
+    packed_bytes: int
+    packing: str  # "" plain, "tar", "stored", "deflated"; any other name says why it cannot be read
+    crc: int  # CRC-32 of a zip member; -1: none is given
+
+
+def home(root: Path) -> Path:
+    """The folder that the paths of a collection are relative to: root, or the folder of the archive that root is."""
+    return root.parent if root.is_file() else root
+
+
+def utf8(path: str) -> str:
+    """The path as valid UTF-8. In one with undecodable bytes, these and "%" become "%FF", "%25": `read` takes both."""
+    marked = _UNDECODABLE.search(path)
+    return re.sub("[%\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", path) if marked else path
+
+
+def part_paths(archive: Path) -> list[Path]:
+    """The files that an archive consists of, in order: itself, with the numbered parts found beside it.
+
+    A.z01, A.z02, …, A.zip (8.5, `zip -s`) is opened as A.zip; A.zip.001, A.zip.002, … (7-Zip) as A.zip.001.
+    """
+    if archive.name.lower().endswith(".zip"):
+        upper = archive.name[-3] == "Z" and archive.with_name(f"{archive.name[:-3]}Z01").exists()  # beside A.ZIP, both
+        stem = archive.name[:-3] + ("Z" if upper else "z")
+        numbered = (archive.with_name(f"{stem}{n:02d}") for n in itertools.count(1))
+        return [*itertools.takewhile(Path.exists, numbered), archive]
+    if ZIP.search(archive.name):
+        numbered = (archive.with_name(f"{archive.name[:-3]}{n:03d}") for n in itertools.count(2))
+        return [archive, *itertools.takewhile(Path.exists, numbered)]
+    return [archive]
+
+
+class Parts:
+    """The bytes of part files as if they were one file, read by position. One part is open at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        lost = [utf8(path.name) for path in self.paths if len(self.paths) > 1 and not path.exists()]
+        if lost:
+            raise SourceError(f"{lost[0]}: missing. Put all parts of the archive in one folder")
+        facts = [path.stat() for path in self.paths]
+        self.stamp = ",".join(str(fact.st_mtime_ns) for fact in facts)
+        self.starts = (0, *itertools.accumulate(fact.st_size for fact in facts))  # of each part, then the end
+        self.bytes = self.starts[-1]
+        self._index, self._handle = -1, -1
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """`count` bytes from `offset` on; fewer only where the last part, or one that shrank, ends."""
+        pieces = []
+        while count > 0 and offset < self.bytes:
+            index = bisect_right(self.starts, offset) - 1
+            most = min(count, self.starts[index + 1] - offset)
+            piece = os.pread(self._opened(index), most, offset - self.starts[index])
+            if not piece:
+                break
+            pieces.append(piece)
+            count, offset = count - len(piece), offset + len(piece)
+        return b"".join(pieces)
+
+    def _opened(self, index: int) -> int:
+        if index != self._index:
+            self.close()
+            self._handle = os.open(self.paths[index], os.O_RDONLY)
+            self._index = index
+        return self._handle
+
+    def close(self) -> None:
+        if self._index >= 0:
+            self._index = -1
+            os.close(self._handle)
+
+
+def read(root: Path, file: Located) -> bytes:
+    """The whole content of a file. OSError, most often BadFile, if it cannot be had or is not what was listed."""
+    if not file.packing:
+        return on_disk(root, file.path).read_bytes()
+    with closing(_archive_of(root, file)) as archive:
+        start = _payload_offset(archive, file)
+        return b"".join(_pieces(archive, file, start, max(1, file.packed_bytes)))
+
+
+@contextmanager
+def local(root: Path, file: Located, scratch: Path) -> Iterator[str]:
+    """A name that GDAL opens, as long as the context lasts. What lies unpacked in one file is not copied.
+
+    Copies have their CRC checked; what is not copied has not. A copy or link has a folder of its own in scratch, so
+    that sidecar files that a reader leaves go with it.
+    """
+    suffix = "".join(_SUFFIX.findall(file.path))
+    with ExitStack() as lasting:
+
+        def own(name: str) -> Path:
+            return Path(lasting.enter_context(TemporaryDirectory(dir=scratch)), name + suffix)
+
+        prefix = ""
+        if not file.packing:
+            plain = on_disk(root, file.path).absolute()
+        else:
+            with closing(_archive_of(root, file)) as archive:
+                start = _payload_offset(archive, file)
+                # /vsisubfile takes 0 bytes for "up to the end", so an empty member is copied
+                if file.packing != "deflated" and len(archive.paths) == 1 and 0 < file.file_bytes == file.packed_bytes:
+                    plain, prefix = archive.paths[0].absolute(), f"/vsisubfile/{start}_{file.file_bytes},"
+                else:
+                    plain = own("copy")
+                    with plain.open("wb") as copy:
+                        copy.writelines(_pieces(archive, file, start, PIECE_BYTES))
+        if _UNDECODABLE.search(str(plain)):
+            plain, target = own("link"), plain
+            plain.symlink_to(target)
+        yield f"{prefix}{plain}"
+
+
+def on_disk(root: Path, path: str) -> Path:
+    """Where a path of the collection lies. One that `utf8` had to spell anew is spelled back."""
+    exact = root / path
+    if "%" not in path or exact.exists():
+        return exact
+    return root / os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+
+
+def _archive_of(root: Path, file: Located) -> Parts:
+    """The archive that a member is in. Folders and members may have "::" in their names, too."""
+    if file.packing != "tar" and file.packing not in READABLE:
+        raise BadFile(_WHY.get(file.packing, f"compressed by {file.packing}"))
+    end = file.path.find("::")
+    later = file.path.find("::", end + 1)
+    while later >= 0 and not on_disk(root, file.path[:end]).is_file():
+        end, later = later, file.path.find("::", later + 1)
+    return Parts(part_paths(on_disk(root, file.path[:end])))
+
+
+def _payload_offset(archive: Parts, file: Located) -> int:
+    """Where the packed bytes of a member begin. The local header's name and extra field have lengths of their own."""
+    start = file.offset
+    if file.packing != "tar":
+        header = archive.pread(_LOCAL.size, file.offset)
+        if len(header) < _LOCAL.size:
+            raise BadFile("file ends early")
+        signature, _, _, method, *_, name_bytes, extra_bytes = _LOCAL.unpack(header)
+        if signature != b"PK\3\4" or method != READABLE[file.packing]:
+            raise BadFile("zip member: its header is not where the archive says")
+        start += _LOCAL.size + name_bytes + extra_bytes
+    if start + file.packed_bytes > archive.bytes:
+        raise BadFile("file ends early")
+    return start
+
+
+def _pieces(archive: Parts, file: Located, start: int, piece_bytes: int) -> Iterator[bytes]:
+    """The unpacked bytes of a member in turn: never more than it has by its listing, and BadFile if they differ."""
+    end = start + file.packed_bytes
+    if file.packing == "deflated":
+        piece_bytes = PIECE_BYTES  # zlib copies what it has not consumed at every call
+    packed = (archive.pread(min(piece_bytes, end - at), at) for at in range(start, end, piece_bytes))
+    size_bytes, crc = 0, 0
+    for piece in _inflated(packed, file.file_bytes + 1) if file.packing == "deflated" else packed:
+        size_bytes += len(piece)
+        if size_bytes > file.file_bytes:
+            raise BadFile("zip member: larger than the archive says")
+        if file.crc >= 0:
+            crc = zlib.crc32(piece, crc)
+        yield piece
+    if size_bytes < file.file_bytes:
+        raise BadFile("file ends early")
+    if file.crc >= 0 and crc != file.crc:
+        raise BadFile("zip member: CRC does not match")
+
+
+def _inflated(packed: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
+    """The packed bytes inflated, `most_bytes` at most, however much the stream would give."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    # an empty piece last: zlib may hold output back after all input is taken
+    for piece in itertools.chain(packed, [b""]):
+        while most_bytes and not inflater.eof:
+            try:
+                unpacked = inflater.decompress(piece, min(most_bytes, PIECE_BYTES))
+            except zlib.error:
+                raise BadFile("zip member: damaged") from None
+            most_bytes -= len(unpacked)
+            piece = inflater.unconsumed_tail
+            yield unpacked
+            if not piece and not unpacked:
+                break

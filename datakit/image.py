@@ -1,0 +1,323 @@
+"""Images: what their headers say, their pixels in rows from top to bottom, and encoding. No other room opens an image.
+
+JPEG, PNG, WebP, BMP and GIF go through Pillow; TIFF, and anything of 16 bits, through GDAL (rasterio).
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import PIL
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, features
+from pydantic import Field
+from rasterio.windows import Window as RasterWindow
+
+from . import files
+from .measure import Collar, Mask, Pixels
+from .sample import Sample, Spec
+
+WHOLE_PX = 1 << 27  # images up to this size come in one piece: 0.5 GB in Pillow, 0.4 GB as an array
+BAND_PX = 1 << 24  # of larger ones, about this much at a time
+SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations
+_PILLOW_BANDS = {
+    "1": "gray", "L": "gray", "LA": "gray", "La": "gray", "I": "gray", "F": "gray", "I;16": "gray", "I;16B": "gray",
+    "P": "red green blue", "PA": "red green blue", "RGB": "red green blue", "RGBA": "red green blue",
+    "RGBX": "red green blue", "RGBa": "red green blue", "YCbCr": "red green blue",
+    "CMYK": "cyan magenta yellow black", "LAB": "lightness a b", "HSV": "hue saturation value",
+}  # fmt: skip
+_PILLOW_DTYPE = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16B": "uint16"}
+DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE})
+Rows = tuple[Pixels, Mask | None]  # (h, W, 3) uint8, and which of them are valid; None: all
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image say. Width and height are of the picture as shown, in px."""
+
+    width: int
+    height: int
+    bands: tuple[str, ...]
+    alpha: bool
+    dtype: str
+    format: str
+    orientation: int = 1
+    frames: int = 1
+
+
+class Encode(Spec):
+    """How tiles are stored."""
+
+    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    quality: int = Field(90, ge=1, le=100, description="of JPEG; PNG and WebP are lossless")
+    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"
+
+    @property
+    def suffix(self) -> str:
+        return {"jpeg": "jpg"}.get(self.format, self.format)
+
+    def __call__(self, pixels: Pixels) -> bytes:
+        """A picture, (H, W, 3) uint8, as bytes."""
+        out = io.BytesIO()
+        picture = Image.fromarray(pixels)
+        if self.format == "jpeg":
+            picture.save(out, "JPEG", quality=self.quality, subsampling=self.subsampling)
+        elif self.format == "png":
+            picture.save(out, "PNG", compress_level=6)
+        else:
+            picture.save(out, "WEBP", lossless=True, quality=50, method=2)
+        return out.getvalue()
+
+
+class Narrow(Spec):
+    """How 16-bit or many-band data becomes 8-bit red, green, blue: levels from..to of three bands, linearly."""
+
+    bands: tuple[str, str, str] = Field(description="names of the bands shown as red, green and blue")
+    range: tuple[float, float] = Field(description="levels that become 0 and 255")
+
+    def fits(self, bands: tuple[str, ...]) -> bool:
+        return set(self.bands) <= set(bands)
+
+    def __call__(self, levels: NDArray[Any]) -> Pixels:
+        """(H, W, 3) of any type -> (H, W, 3) uint8, rounded half up."""
+        low, high = self.range
+        scaled = (levels.astype(np.float64) - low) * (255.0 / (high - low)) + 0.5
+        return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The pixels of an image, once, from top to bottom."""
+
+    root: Path  # of the collection
+    scratch: Path
+    narrow: Narrow | None = None
+    max_pixels: int = 1 << 28  # of formats without blocks
+
+    def rows(self, sample: Sample) -> Iterator[Rows]:
+        """The image that `sample` is (a window of), as shown, in pieces: (h, W, 3) uint8 and their validity.
+
+        Gray comes as three equal bands. Raises OSError and the like where it cannot be read, TooLarge, NotShown.
+        """
+        with quiet():
+            if sample.format == "GTiff" or sample.dtype != "uint8":
+                yield from self._raster(sample)
+            elif sample.image_width * sample.image_height <= WHOLE_PX:
+                yield from self._pillow(sample)
+            elif sample.orientation != 1 or sample.alpha or sample.format not in ("JPEG", "PNG", "BMP"):
+                raise TooLarge(f"{sample.format} of over {WHOLE_PX} px that cannot be read by rows")
+            elif sample.image_width * sample.image_height > self.max_pixels:
+                raise TooLarge(f"over {self.max_pixels} px in a format without blocks")
+            else:
+                yield from self._raster(sample)
+
+    def stored_jpeg(self, sample: Sample) -> bytes | None:
+        """The file's own bytes where any decoder shows them alike: a whole 8-bit JPEG of YCbCr or gray, not turned."""
+        if sample.window or sample.format != "JPEG" or sample.orientation != 1:
+            return None
+        data = files.read(self.root, sample)
+        with quiet(), Image.open(io.BytesIO(data)) as picture:
+            plain = picture.mode == "L" or (picture.mode == "RGB" and picture.info.get("adobe_transform", 1) != 0)
+        return data if plain else None
+
+    def _pillow(self, sample: Sample) -> Iterator[Rows]:
+        with opened(self.root, sample) as image:
+            image.load()
+            picture = ImageOps.exif_transpose(image) if sample.orientation != 1 else image
+            if sample.alpha:
+                layers = np.asarray(picture.convert("RGBA"))
+                pixels, valid = np.ascontiguousarray(layers[:, :, :3]), layers[:, :, 3] > 0
+                yield pixels, None if valid.all() else valid
+                return
+            pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        if pixels.shape[:2] != (sample.image_height, sample.image_width):
+            raise OSError(f"{pixels.shape[1]} x {pixels.shape[0]} px, where the header said otherwise")
+        yield pixels, Collar(pixels.shape[1]).valid(pixels, first=True, last=True)
+
+    def _raster(self, sample: Sample) -> Iterator[Rows]:
+        with files.local(self.root, sample, self.scratch) as name, rasterio.open(name) as raster:
+            block = raster.block_shapes[0]
+            if block[0] * block[1] > 2 * WHOLE_PX:
+                raise TooLarge(f"blocks of {block[1]} x {block[0]} px")
+            picker = Picker.of(raster, sample, self.narrow)
+            whole = raster.width * raster.height <= WHOLE_PX
+            step = raster.height if whole else max(BAND_PX // raster.width // block[0], 1) * block[0]
+            collar = None if picker.has_mask else Collar(raster.width)
+            for top in range(0, raster.height, step):
+                window = RasterWindow(0, top, raster.width, min(step, raster.height - top))
+                pixels, valid = picker.read(raster, window)
+                if collar:
+                    valid = collar.valid(pixels, top == 0, top + step >= raster.height)
+                yield pixels, valid
+
+
+class TooLarge(Exception):
+    """An image that cannot be read within the memory of a worker: dropped as `larger_than`."""
+
+
+class NotShown(Exception):
+    """An image whose bands are no picture and that no `narrow` makes one; names the rule: `dtype` or `bands`."""
+
+
+@dataclass(frozen=True)
+class Picker:
+    """Which bands of a raster are the picture, and what tells its valid pixels."""
+
+    indexes: list[int]
+    narrow: Narrow | None
+    alpha: int  # band, or 0
+    masked: bool  # has a mask of its own
+    nodata: float | None
+    palette: NDArray[np.uint8] | None  # (256, 4)
+
+    @property
+    def has_mask(self) -> bool:
+        return bool(self.alpha or self.masked or self.nodata is not None or self.palette is not None)
+
+    @classmethod
+    def of(cls, raster: Any, sample: Sample, narrow: Narrow | None) -> Picker:
+        names = sample.bands
+        interpretation = [c.name for c in raster.colorinterp]
+        alpha = interpretation.index("alpha") + 1 if "alpha" in interpretation else 0
+        if narrow and narrow.fits(names):
+            indexes = [names.index(b) + 1 for b in narrow.bands]
+        elif sample.dtype != "uint8":
+            raise NotShown("dtype")
+        elif "palette" in interpretation or names == ("gray",):
+            indexes, narrow = [1], None
+        elif set(names) >= {"red", "green", "blue"}:
+            indexes, narrow = [names.index(b) + 1 for b in ("red", "green", "blue")], None
+        else:
+            raise NotShown("bands")
+        flags = [f.name for f in raster.mask_flag_enums[indexes[0] - 1]]
+        table = None
+        if "palette" in interpretation:
+            table = np.zeros((256, 4), np.uint8)
+            for level, colour in raster.colormap(1).items():
+                table[level] = colour
+        return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, raster.nodata, table)
+
+    def read(self, raster: Any, window: RasterWindow) -> Rows:
+        levels = np.moveaxis(raster.read(self.indexes, window=window), 0, -1)  # (h, W, bands)
+        valid: Mask | None = None
+        if self.nodata is not None:
+            valid = ~(np.isnan(levels) if np.isnan(self.nodata) else levels == self.nodata).all(axis=2)
+        if self.masked:
+            valid = raster.read_masks(1, window=window) > 0
+        if self.alpha:
+            valid = raster.read(self.alpha, window=window) > 0
+        if self.palette is not None:
+            shown = self.palette[levels[:, :, 0]]
+            levels, seen = shown[:, :, :3], shown[:, :, 3] > 0
+            valid = seen if valid is None else valid & seen
+        pixels = self.narrow(levels) if self.narrow else levels
+        if pixels.shape[2] == 1:
+            pixels = np.repeat(pixels, 3, axis=2)
+        return np.ascontiguousarray(pixels), None if valid is None or valid.all() else valid
+
+
+@contextmanager
+def opened(root: Path, file: files.Located) -> Iterator[Image.Image]:
+    """An image through Pillow, its pixels not yet decoded."""
+    if file.packing:
+        with Image.open(io.BytesIO(files.read(root, file))) as image:
+            yield image
+    else:
+        with Image.open(files.on_disk(root, file.path)) as image:
+            yield image
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of the readers: what matters becomes a drop with its reason."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # rules and `max_pixels` bound sizes here
+    try:
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64, GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def pillow_header(image: Image.Image, head: bytes) -> Header:
+    """Header facts of an image that Pillow opened; `head` is its first 32 bytes."""
+    if image.mode not in _PILLOW_BANDS:
+        raise OSError(f"mode {image.mode}")
+    kind = image.format or ""
+    frames = 1 if kind == "MPO" else int(getattr(image, "n_frames", 1))  # an MPO's further frames are views or previews
+    orientation = int(image.getexif().get(0x0112, 1) or 1)
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    width, height = image.size[::-1] if orientation in SWAPS_SIDES else image.size
+    dtype = _PILLOW_DTYPE.get(image.mode, "uint8")
+    if kind == "PNG" and head[24:25] == b"\x10":  # IHDR: 16 bits, which Pillow would narrow without a word
+        dtype = "uint16"
+    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    bands = tuple(_PILLOW_BANDS[image.mode].split())
+    return Header(width, height, bands, alpha, dtype, "JPEG" if kind == "MPO" else kind, orientation, frames)
+
+
+def decode(data: bytes) -> Pixels:
+    """Pixels of a tile that `Encode` made: (H, W, 3) uint8."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def preview(data: bytes, side_px: int) -> bytes | None:
+    """A small JPEG of an encoded image, at most side_px on a side; None where it cannot be read."""
+    try:
+        with quiet(), Image.open(io.BytesIO(data)) as picture:
+            picture.draft("RGB", (side_px * 2, side_px * 2))
+            if picture.width * picture.height > WHOLE_PX:
+                return None
+            small = ImageOps.exif_transpose(picture).convert("RGB")
+            small.thumbnail((side_px, side_px))
+            return Encode(quality=80)(np.asarray(small))
+    except Exception:  # whatever is wrong with it: it is dropped already, with its reason
+        return None
+
+
+def preview_of(root: Path, sample: Sample, scratch: Path, side_px: int) -> bytes | None:
+    """A small JPEG of a source image of any type and bands (the first three, stretched); None where it has none."""
+    try:
+        if sample.format != "GTiff":
+            return preview(files.read(root, sample), side_px) if sample.file_bytes <= files.SMALL_BYTES else None
+        with quiet(), files.local(root, sample, scratch) as name, rasterio.open(name) as raster:
+            scale = min(side_px / max(raster.width, raster.height), 1.0)
+            shape = (max(round(raster.height * scale), 1), max(round(raster.width * scale), 1))
+            count = min(raster.count, 3) if raster.count != 2 else 1
+            levels = np.moveaxis(raster.read(list(range(1, count + 1)), out_shape=(count, *shape)), 0, -1)
+        levels = np.nan_to_num(levels.astype(np.float64))
+        if sample.dtype != "uint8":
+            low, high = float(levels.min()), float(levels.max())
+            levels = (levels - low) * (255.0 / max(high - low, 1e-9))
+        pixels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
+        return Encode(quality=80)(np.ascontiguousarray(np.repeat(pixels, 3, axis=2)[:, :, :3] if count < 3 else pixels))
+    except Exception:  # as above
+        return None
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose release may change a pixel."""
+    return {
+        "pillow": PIL.__version__,
+        "libjpeg-turbo": features.version("libjpeg_turbo") or "",
+        "zlib": features.version("zlib") or "",
+        "webp": features.version("webp") or "",
+        "gdal": rasterio.__gdal_version__,
+        "numpy": np.__version__,
+    }
+
+
+def reason(exc: BaseException) -> str:
+    """What an exception says, in a line of at most 200 characters and without the folder names of this machine."""
+    text = " ".join(f"{type(exc).__name__}: {exc}".split())
+    return re.sub(r"(/[^/\s'\"]+)+/", "", text)[:200]

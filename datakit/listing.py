@@ -1,0 +1,97 @@
+"""Lists the files of a source into parts. A file stays in the part that it first entered; new files form new parts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import run
+from .run import Funnel
+from .sample import Sample, digest, to_table
+from .sources import folder
+from .sources.scan import Source, label_table, listing
+
+PART_IMAGES = 2048
+PART_BYTES = 1 << 30  # of source files: a part in hand is what a crash costs
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The files of a source: its parts, in order, the digest of its label files, and the count."""
+
+    parts: list[Path]
+    labels: str
+    funnel: Funnel
+
+
+def list_source(source: Source, root: Path, work: Path) -> Listed:
+    """List a source; its parts lie in work/list."""
+    found = list(folder.files(root))
+    records = list(listing(source, found))
+    home = work / "list" / f"{source.name}-{digest(str(root.resolve()), source.collection.layout.model_dump_json())}"
+    home.mkdir(parents=True, exist_ok=True)
+    entered = membership(home)
+    new = [r for r in records if r.name not in entered]
+    numbers = numbered(new, max(entered.values(), default=-1) + 1)
+    with run.aside(work) as aside:
+        for number, names in groupby(sorted(numbers, key=lambda n: numbers[n]), key=lambda n: numbers[n]):
+            table = pa.table({"name": pa.array(list(names), pa.string())})
+            commit(table, home / f"{number:05d}.names.parquet", aside)
+        entered |= numbers
+        parts = []
+        by_part = sorted(records, key=lambda r: (entered[r.name], r.name, r.path))
+        for number, group in groupby(by_part, key=lambda r: entered[r.name]):
+            rows = list(group)
+            text = json.dumps([[r.name, r.path, r.stamp, r.file_bytes, r.offset, r.packing, r.dropped] for r in rows])
+            path = home / f"{source.name}-{number:05d}-{digest(text)}.parquet"
+            if not path.exists():
+                run.write_part(to_table(rows), path, aside, funnel_of(rows))
+            parts.append(path)
+        labels = label_table(source, found)
+        labels_digest = digest(json.dumps([[r["name"], r["stamp"], r["file_bytes"]] for r in labels.to_pylist()]))
+        (work / "labels").mkdir(exist_ok=True)
+        if not (work / "labels" / f"{labels_digest}.parquet").exists():
+            commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)
+    return Listed(parts, labels_digest, funnel_of(records))
+
+
+def membership(home: Path) -> dict[str, int]:
+    """The part that each file entered, by name."""
+    parts = sorted(home.glob("*.names.parquet"))
+    return {n: int(p.name.split(".")[0]) for p in parts for n in pq.read_table(p).column("name").to_pylist()}
+
+
+def numbered(new: list[Sample], number: int) -> dict[str, int]:
+    """Part numbers of files that are in none yet, from `number` on."""
+    out: dict[str, int] = {}
+    images, size = 0, 0
+    for record in new:
+        if images and (images >= PART_IMAGES or size + record.file_bytes > PART_BYTES):
+            number, images, size = number + 1, 0, 0
+        out[record.name] = number
+        images, size = images + 1, size + record.file_bytes
+    return out
+
+
+def funnel_of(records: list[Sample]) -> Funnel:
+    """What came and what went already while listing."""
+    funnel = Funnel(Counter(r.source for r in records), Counter(r.source for r in records if not r.dropped))
+    funnel.made = Counter(funnel.left)
+    for record in records:
+        if record.dropped:
+            funnel.dropped.setdefault(record.source, Counter())[record.dropped] += 1
+    return funnel
+
+
+def commit(table: pa.Table, path: Path, aside: Path) -> None:
+    """Write a table aside, and give it its name when it is whole."""
+    temporary = aside / path.name
+    pq.write_table(table, temporary, compression="zstd")
+    run.sync(temporary)
+    temporary.replace(path)

@@ -1,0 +1,276 @@
+"""A whole build on one page: collections go in at the top, shards come out at the bottom."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import files, image, leave, listing, run, staging
+from .errors import SourceError, StageError
+from .manifest import Manifest
+from .pictures import draw, picture_jobs
+from .recipe import Recipe
+from .run import Done, Engine, Funnel, Job
+from .sample import Stage, digest
+from .sources.scan import Scan
+from .stages.exclude import check_shares
+from .stages.shards import ShardJob, write_shard, written
+from .staging import STAGED
+
+STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
+Report = Callable[[str], None]
+
+
+@dataclass
+class Build(leave.Story):
+    """One build under way."""
+
+    engine: Engine = field(default_factory=lambda: Engine(0))
+    say: Report = print
+    clock: dict[str, tuple[float, float]] = field(default_factory=dict)  # when a step began, and last said something
+
+    def run(self, free: bool) -> Manifest:
+        """Everything, in order. What is on disk already is not done again."""
+        parts = {"list": self.list_sources()}
+        for before, step in zip(("list", *STEPS), STEPS, strict=False):
+            parts[step] = self.name_parts(step, parts[before])
+        # `same_place`, `protect` and `dedup` will stand here, over the columns of the last parts.
+        leave.keep_note(self.work, self.recipe.name, self.out, [p for paths in parts.values() for p in paths])
+        for before, step in zip(("list", *STEPS), STEPS, strict=False):
+            self.step(step, parts[before], parts[step])
+            self.check_chain(before, step)
+        chosen = leave.choose(self.recipe, parts["measured"])
+        self.funnels["subset"] = chosen.funnel
+        dropped = leave.dropped_records({step: parts[step] for step in ("list", *STEPS)}, chosen)
+        jobs = leave.shard_jobs(self.recipe, chosen, self.out, self.work)
+        with run.aside(self.work) as aside:
+            pictures = picture_jobs(dropped, self.work, aside, self.roots)
+            waiting = [job for job in pictures if not job.path.exists()]
+            unwritten = [job for job in jobs if written(job) is None]
+            self.restage(parts, leave.needed_bytes(unwritten, waiting))
+            leave.keep_note(
+                self.work, self.recipe.name, self.out,
+                [p for paths in parts.values() for p in paths] + [j.sidecar for j in jobs] + [j.path for j in pictures],
+            )  # fmt: skip
+            if unwritten:
+                (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
+            with self.timed("pictures"):
+                for n, opened in enumerate(self.engine.map(draw, waiting), 1):
+                    self.counts["pictures_opened"] += opened
+                    self.progress("pictures", n, len(waiting))
+            self.write_shards(unwritten, free, parts["cut"])
+        with self.timed("index"):
+            return leave.finish(self, chosen, jobs, dropped, pictures)
+
+    def list_sources(self) -> list[Path]:
+        """The files of every source, in parts; a file stays in the part that it first entered."""
+        found: list[Path] = []
+        self.funnels["list"] = Funnel()
+        with self.timed("list"):
+            for source in self.recipe.sources:
+                if source.name not in self.roots:
+                    continue
+                listed = listing.list_source(source, self.roots[source.name], self.work)
+                self.labels[source.name] = listed.labels
+                self.funnels["list"].add(listed.funnel)
+                found += listed.parts
+                self.say(f"list: {source.name}: {sum(listed.funnel.came.values()):,} files")
+            self.funnels["list"].check("list")
+        self.roots = {name: files.home(root) for name, root in self.roots.items()}
+        if not found:
+            raise SourceError(f"no source of {self.recipe.name} has any file: nothing to build")
+        return found
+
+    def stage_of(self, step: str, source: str) -> Stage | None:
+        """What a step does to the parts of a source."""
+        recipe = self.recipe
+        stages: dict[str, Stage | None] = {
+            "exclude": recipe.header_rules(),
+            "slice": recipe.slice,
+            "cut": recipe.cut,
+            "measured": recipe.measured_rules(),
+        }
+        if step != "scan":
+            return stages[step]
+        return Scan(source=next(s for s in recipe.sources if s.name == source), labels=self.labels[source])
+
+    def name_parts(self, step: str, before: list[Path]) -> list[Path]:
+        """Where the parts of a step lie: a name says the stage, its version, the libraries, and the part before."""
+        paths = []
+        for path in before:
+            stage = self.stage_of(step, source_of(path))
+            if stage is None:
+                paths.append(path)
+                continue
+            libraries = [f"{k} {v}" for k, v in image.versions().items()] if step in ("scan", "cut") else []
+            left_out: frozenset[str] = getattr(stage, "LEFT_OUT", frozenset())
+            spec = stage.digest(str(stage.VERSION), *libraries, leave_out=left_out)  # type: ignore[attr-defined]
+            listed, _, made_from = path.stem.rpartition("-")
+            paths.append(self.work / step / spec / f"{listed}-{digest(spec, made_from)}.parquet")
+        return paths
+
+    def step(self, name: str, before: list[Path], after: list[Path]) -> None:
+        """Make the parts of a step that are not there."""
+        funnel = Funnel()
+        if before == after:
+            return
+        self.read_bytes[name], self.part_seconds[name] = Counter(), {}
+        jobs = []
+        for source, path in zip(before, after, strict=True):
+            stage = self.stage_of(name, source_of(path))
+            if path.exists() or stage is None:
+                funnel.add(run.read_done(path).funnel)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                jobs.append(Job(stage, source, path, self.work, self.roots))
+        self.counts["parts_there"] += len(after) - len(jobs)
+        with self.timed(name):
+            for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
+                self.count(name, done)
+                funnel.add(done.funnel)
+                self.progress(name, n, len(jobs))
+        self.funnels[name] = funnel
+        rules = {"exclude": self.recipe.header_rules(), "measured": self.recipe.measured_rules()}.get(name)
+        if rules:
+            reasons: Counter[str] = sum(funnel.dropped.values(), Counter())
+            check_shares(rules.rules, sum(funnel.came.values()), reasons)
+
+    def count(self, step: str, done: Done) -> None:
+        self.counts["parts_made"] += 1
+        self.counts += done.counts
+        self.read_bytes[step] += done.source_bytes
+        for source in done.source_bytes:
+            self.part_seconds[step][source] = self.part_seconds[step].get(source, 0.0) + done.seconds
+
+    def check_chain(self, before: str, after: str) -> None:
+        """StageError unless a step got all that the one before it made."""
+        if after not in self.funnels:
+            self.funnels[after] = self.passed(self.funnels[before])
+        elif +self.funnels[before].made != +self.funnels[after].came:
+            raise StageError(
+                f"{after} got other records than {before} made: delete {self.work / after} and build again"
+            )
+
+    @staticmethod
+    def passed(before: Funnel) -> Funnel:
+        return Funnel(Counter(before.made), Counter(before.made), Counter(before.made))
+
+    def restage(self, parts: dict[str, list[Path]], needed: dict[str, int]) -> None:
+        """Cut the parts again whose staged bytes were freed but are needed after all."""
+        jobs = []
+        for source, path in zip(parts["slice"], parts["cut"], strict=True):
+            staged = path.with_suffix(STAGED)
+            end = needed.get(str(staged.relative_to(self.work)))
+            if end is None:
+                continue
+            if not staging.is_whole(self.work, str(staged.relative_to(self.work)), end):
+                path.unlink(missing_ok=True)
+                jobs.append(Job(self.recipe.cut, source, path, self.work, self.roots))
+        with self.timed("cut"):
+            for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
+                self.count("cut", done)
+                self.progress("cut again", n, len(jobs))
+
+    def write_shards(self, jobs: list[ShardJob], free: bool, cut: list[Path]) -> None:
+        """Write what is not there; with `free` from the last to the first, cutting staged bytes off behind."""
+        done: set[str] = set()
+        files = [path.with_suffix(STAGED) for path in cut]
+        ends = leave.ends(jobs, self.work) if free else []
+        with self.timed("shards"):
+            for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
+                self.counts["shards_written"] += 1
+                self.progress("shards", n, len(jobs))
+                done.add(about["name"])
+                while ends and jobs[len(ends) - 1].name in done:
+                    ends.pop()
+                    staging.cut_off(files, ends[-1] if ends else {})
+        if free:
+            staging.cut_off(files, {})
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """A line now and then: how far, and how long it will take."""
+        now = time.monotonic()
+        begin, said = self.clock.get(step, (now, 0.0))
+        if done < total and now - said < 1.0:
+            return
+        left = (now - begin) / done * (total - done) if done < total else 0.0
+        self.clock[step] = (begin, now)
+        images = f", {self.counts['images_opened']:,} images opened" if step.startswith("cut") else ""
+        self.say(f"{step}: {done:,} of {total:,} parts{images}" + (f", about {left:,.0f} s left" if left else ""))
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        start = time.monotonic()
+        self.clock.setdefault(step, (start, 0.0))
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.monotonic() - start
+
+
+def build(
+    recipe: Recipe | str | Path,
+    data: str | Path,
+    out: str | Path,
+    work: str | Path | None = None,
+    workers: int | None = None,
+    allow_missing: bool = False,
+    free: bool = False,
+    say: Report | None = None,
+) -> Manifest:
+    """Build the data set that a recipe describes; gives its manifest, which is also left in `out`.
+
+    data: the folder that the collections lie in. out: where the shards go. work: where parts are kept for the next
+    build, `out`.work if not given. workers: processes, as many as there are cores if not given; 0: this process.
+    Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    data, out = Path(data), Path(out).absolute()
+    work = Path(work).absolute() if work else out.with_name(out.name + ".work")
+    roots, missing = find_sources(recipe, data, allow_missing)
+    make_folders(out, work)
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    with locked(work), Engine(workers) as engine:
+        run.sweep(work)
+        return Build(recipe, out, work, roots, missing, engine=engine, say=say or (lambda line: None)).run(free)
+
+
+def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Where each source lies, and the names of those that are not on disk; SourceError if that is not allowed."""
+    places = {source.name: source.find(data) for source in recipe.sources}
+    roots = {name: path for name, path in places.items() if path}
+    missing = tuple(sorted(name for name, path in places.items() if not path))
+    if missing and (not allow_missing or not roots):
+        lines = [f"  {s.name}: {data / s.path}  ({s.collection.homepage})" for s in recipe.sources if s.name in missing]
+        advice = "Fetch them, correct --data, or leave them out with --allow-missing"
+        raise SourceError("\n".join([f"{len(missing)} collections are not on disk:", *lines, advice]))
+    return roots, missing
+
+
+def make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StageError(f"{folder}: {exc.strerror}. Name a folder that can be written") from None
+
+
+@contextmanager
+def locked(work: Path, alone: bool = False) -> Iterator[None]:
+    """Builds may share a work folder; `gc` needs it alone. StageError where that cannot be."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            busy = "a build is running in" if alone else "`datakit gc` is running in"
+            raise StageError(f"{busy} {work}: wait until it ends") from None
+        yield
+
+
+def source_of(part: Path) -> str:
+    """The source that a part belongs to: parts are named <source>-<number>-<digest>."""
+    return part.stem.split("-")[0]

@@ -1,0 +1,78 @@
+"""Header facts of TIFF, GeoTIFF and COG files, through rasterio: bands by name, type, nodata, place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import rasterio
+
+from ..image import Header
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+COLOURS = {"red", "green", "blue", "yellow", "gray", "pan", "coastal"}
+INFRARED = {"nir", "narrow_nir", "infrared", "tir", "swir", "swir_1", "swir_2", "water_vapour", "cirrus"}
+RED_EDGES = {"red_edge", "red_edge_1", "red_edge_2", "red_edge_3"}
+RADAR = {"vv", "vh", "hh", "hv"}
+KNOWN_BANDS = frozenset(COLOURS | INFRARED | RED_EDGES | RADAR)
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def header(name: str, expected: tuple[str, ...]) -> tuple[Header, dict[str, Any]]:
+    """Header facts, and place (fields of `Sample`), of the TIFF that GDAL calls `name`.
+
+    expected: band names that the manifest gives.
+    """
+    with rasterio.open(name, driver="GTiff") as raster:
+        interpretation = [c.name for c in raster.colorinterp]
+        alpha = "alpha" in interpretation
+        bands = band_names(raster, interpretation, expected)
+        facts = Header(
+            width=raster.width,
+            height=raster.height,
+            bands=bands,
+            alpha=alpha,
+            dtype=str(raster.dtypes[0]),
+            format="GTiff",
+            frames=max(len(raster.subdatasets), 1),
+        )
+        return facts, {"nodata": raster.nodata, **place(raster)}
+
+
+def band_names(raster: Any, interpretation: list[str], expected: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the bands that are no alpha: the file's own where they are names, else the manifest's, else colours.
+
+    Three bands are red, green and blue only where somebody says so: an infrared composite has three bands too.
+    """
+    kept = [i for i, name in enumerate(interpretation) if name != "alpha"]
+    if interpretation[0] == "palette" and len(kept) == 1:
+        return ("red", "green", "blue")
+    described = [(raster.descriptions[i] or "").strip().lower().replace(" ", "_") for i in kept]
+    if all(name in KNOWN_BANDS for name in described):
+        return tuple(described)
+    if len(expected) == len(kept):
+        return expected
+    colours = [interpretation[i] for i in kept]
+    if colours in (["red", "green", "blue"], ["gray"]):
+        return tuple(colours)
+    return tuple(f"band{i + 1}" for i in kept)
+
+
+def place(raster: Any) -> dict[str, Any]:
+    """CRS, transform and ground control points, exact, as fields of `Sample`."""
+    points, points_crs = raster.gcps
+    transform = tuple(float(v) for v in raster.transform[:6])
+    if points:
+        gcps = json.dumps([[p.col, p.row, p.x, p.y, p.z or 0.0] for p in points])
+        return {"crs": _spell(points_crs), "transform": None, "gcps": gcps}
+    if transform == IDENTITY:
+        return {"crs": _spell(raster.crs), "transform": None}
+    return {"crs": _spell(raster.crs), "transform": transform}
+
+
+def _spell(crs: Any) -> str:
+    """EPSG:n where the file says so, else WKT."""
+    if not crs:
+        return ""
+    authority = crs.to_authority(confidence_threshold=100)
+    return ":".join(authority) if authority else str(crs.to_wkt())

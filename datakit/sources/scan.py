@@ -1,0 +1,177 @@
+"""Records from a collection: its files sorted into images, labels and others, and what the images' headers say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import Field, field_validator
+
+from .. import boxes, files, image, place
+from ..errors import SourceError
+from ..manifest import Collection
+from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
+from . import geotiff
+from .labels import LabelReader
+
+HEAD_BYTES = 32
+
+
+class Source(Spec):
+    """A collection that a recipe reads, and where it lies."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,23}$", description="begins every key")
+    path: str = Field(description="folder or archive, below the data folder unless absolute")
+    collection: Collection
+    subfolder: int = Field(0, ge=0, description="take the n-th folder of a name as its source; 0: one source")
+
+    @field_validator("path")
+    @classmethod
+    def _is_given(cls, path: str) -> str:
+        if not path:
+            raise ValueError("must name a folder or an archive; '.' is the data folder itself")
+        return path
+
+    def part_of(self, name: str) -> str:
+        """The source that a file counts for."""
+        folders = name.split("/")[:-1]
+        return f"{self.name}/{folders[self.subfolder - 1]}" if 0 < self.subfolder <= len(folders) else self.name
+
+    def find(self, data: Path) -> Path | None:
+        """Where the source lies: its folder, or an archive of that name; None if it is not on disk."""
+        places = [data / self.path, *(data / f"{self.path}{suffix}" for suffix in (".zip", ".tar"))]
+        return next((p for p in places if p.exists()), None)
+
+
+def listing(source: Source, found: list[files.File]) -> Iterator[Sample]:
+    """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped."""
+    layout = source.collection.layout
+    seen: dict[str, str] = {}
+    for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
+        kind = layout.kind(file.name)
+        if kind == "label":
+            continue
+        sample = located(source, file)
+        if kind != "image":
+            yield sample.drop("unmatched", "neither an image nor a label of the layout")
+        elif file.name in seen:
+            # The archive beside its own unpacked files: one of the two is enough.
+            key = make_key(sample.source, file.path)
+            yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {seen[file.name]}")
+        else:
+            seen[file.name] = file.path
+            yield sample.drop("unsafe", "a link or a name that leads outside") if file.packing == "unsafe" else sample
+
+
+def located(source: Source, file: files.File) -> Sample:
+    """A record that only knows where its bytes are."""
+    name = source.part_of(file.name)
+    key = make_key(name, file.name)
+    return Sample(
+        key=key,
+        id=key_id(key),
+        source=name,
+        name=file.name,
+        path=files.utf8(file.path),
+        file_bytes=file.file_bytes,
+        stamp=file.stamp,
+        offset=file.offset,
+        packed_bytes=file.packed_bytes,
+        packing=file.packing,
+        crc=file.crc,
+        modality=source.collection.modality,
+        licences=(source.collection.licence,),
+        split=source.collection.split_of(file.name),
+    )
+
+
+class Scan(Spec):
+    """Fills records with what the headers and the label files of one source say."""
+
+    VERSION: ClassVar[int] = 1
+    source: Source
+    labels: str = Field(description="digest of the label files")
+
+    def __call__(self, records: pa.Table, part: Part) -> pa.Table:
+        root = part.roots[self.source.name]
+        index = label_index(part.work / "labels" / f"{self.labels}.parquet")
+        read_labels = LabelReader(self.source.collection.layout.labels, partial(label_bytes, root, index))
+        out = []
+        with image.quiet():
+            for sample in from_table(records):
+                part.counts["headers_read"] += 1
+                out.append(self._one(sample, root, part, read_labels))
+        return to_table(out)
+
+    def _one(self, sample: Sample, root: Path, part: Part, read_labels: LabelReader) -> Sample:
+        try:
+            header, where = read_header(root, sample, part.aside, self.source.collection.bands)
+        except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
+            return sample.drop("unreadable", image.reason(exc))
+        if min(header.width, header.height) < 1:
+            return sample.drop("unreadable", "no pixels")
+        known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
+        try:
+            said = read_labels(sample.name)
+        except SourceError as exc:
+            return known.drop("label_unreadable", str(exc))
+        whole = Window(0, 0, known.width, known.height)
+        return replace(
+            known,
+            label=said.label,
+            boxes=boxes.dumps(boxes.through(said.boxes, whole)),
+            acquired=said.acquired,
+            gsd_m=place.gsd_m(known) or said.gsd_m,
+            footprint=place.footprints(known, [whole])[0],
+        )
+
+
+def read_header(
+    root: Path, file: Sample, scratch: Path, expected: tuple[str, ...]
+) -> tuple[image.Header, dict[str, Any]]:
+    """Header facts and place of an image, by what its first bytes are, whatever its name says."""
+    if file.file_bytes == 0:
+        raise OSError("the file is empty")
+    if file.packing:
+        content = files.read(root, file) if file.file_bytes <= files.SMALL_BYTES else b""
+        head = content[:HEAD_BYTES]
+    else:
+        content = b""
+        with files.on_disk(root, file.path).open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    if head[:4] in geotiff.MAGIC or (file.packing and not content):
+        with files.local(root, file, scratch) as name:
+            return geotiff.header(name, expected)
+    with Image.open(io.BytesIO(content) if file.packing else files.on_disk(root, file.path)) as opened:
+        header = image.pillow_header(opened, head)
+    if len(header.bands) == len(expected):  # three bands of a PNG are what the manifest says, not always a picture
+        header = header._replace(bands=expected)
+    return header, {}
+
+
+LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else pa.int64()) for f in fields(files.File)])
+
+
+def label_table(source: Source, found: list[files.File]) -> pa.Table:
+    """Where the label files of a collection are, in order of their names."""
+    labels = sorted((f for f in found if source.collection.layout.kind(f.name) == "label"), key=lambda f: f.name)
+    return pa.Table.from_pylist([asdict(f) for f in labels], schema=LABEL_SCHEMA)
+
+
+@lru_cache(maxsize=4)
+def label_index(path: Path) -> dict[str, files.File]:
+    """Label files by name, from the table at `path`."""
+    return {row["name"]: files.File(**row) for row in pq.read_table(path).to_pylist()}
+
+
+def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:
+    """What a label file holds; None where there is none."""
+    file = index.get(name)
+    return None if file is None else files.read(root, file)

@@ -1,0 +1,352 @@
+"""Leave out what must not be trained on. To add a rule: write its class and name it in `Rule`.
+
+A rule answers for a whole table at once: `matches(columns) -> (N,) bool`. Rules over header facts run before `cut`,
+rules over measured values (`MEASURED`) after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..errors import RecipeError, StageError
+from ..image import Narrow
+from ..sample import Part, Spec
+
+Bools = NDArray[np.bool_]
+
+
+class Columns:
+    """The records of a table, a numpy array a field."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = self.table.column(name).to_numpy()
+        return self._arrays[name]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def texts(self, name: str) -> list[Any]:
+        """Python values of a column: text, or lists of text."""
+        values: list[Any] = self.table.column(name).to_pylist()
+        return values
+
+    def put(self, name: str, values: list[Any]) -> None:
+        """Another column in place of one of that name."""
+        place = self.table.schema.get_field_index(name)
+        column = pa.array(values, self.table.schema.field(name).type)
+        self.table = self.table.set_column(place, self.table.schema.field(name), column)
+        self._arrays.pop(name, None)
+
+
+class _Rule(Spec):
+    MEASURED: ClassVar[bool] = False
+    max_share: float | None = Field(None, gt=0, le=1, description="drops of more than this share stop the build")
+
+    def matches(self, c: Columns) -> Bools:
+        raise NotImplementedError
+
+
+class _MeasuredRule(_Rule):
+    MEASURED: ClassVar[bool] = True
+
+
+class Modality(_Rule):
+    """Images of another modality than these, by their manifest."""
+
+    rule: Literal["modality"] = "modality"
+    allow: tuple[str, ...]
+
+    def matches(self, c: Columns) -> Bools:
+        return ~np.isin(c["modality"].astype(str), self.allow)
+
+
+class Dtype(_Rule):
+    """Images whose levels are of another type than these."""
+
+    rule: Literal["dtype"] = "dtype"
+    allow: tuple[str, ...]
+
+    def matches(self, c: Columns) -> Bools:
+        return ~np.isin(c["dtype"].astype(str), self.allow)
+
+
+class Bands(_Rule):
+    """Images that lack one of these bands, by name, or (`exact`) have others besides: a composite of infrared, red and
+    green has three bands and is no picture. Alpha is no band."""
+
+    rule: Literal["bands"] = "bands"
+    allow: tuple[str, ...]
+    exact: bool = True
+
+    def matches(self, c: Columns) -> Bools:
+        wanted = set(self.allow)
+        fits = [set(b) == wanted if self.exact else set(b) >= wanted for b in c.texts("bands")]
+        return ~np.array(fits, bool)
+
+
+class Frames(_Rule):
+    """Animated images, and files of several pages."""
+
+    rule: Literal["frames"] = "frames"
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["frames"] > 1)
+
+
+class Format(_Rule):
+    """Images whose bytes are of a format in `deny`, or not in `allow`, whatever their names say: JPEG, PNG, GTiff, …"""
+
+    rule: Literal["format"] = "format"
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def matches(self, c: Columns) -> Bools:
+        formats = c["format"].astype(str)
+        not_allowed = ~np.isin(formats, self.allow) if self.allow else np.zeros(len(c), bool)
+        return not_allowed | np.isin(formats, self.deny)
+
+
+class SmallerThan(_Rule):
+    """Images whose shorter side is under `side_px`."""
+
+    rule: Literal["smaller_than"] = "smaller_than"
+    side_px: int = Field(gt=0)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(np.minimum(c["width"], c["height"]) < self.side_px)
+
+
+class LongerThan(_Rule):
+    """Images more than `ratio` times as long as they are wide, or the other way round."""
+
+    rule: Literal["longer_than"] = "longer_than"
+    ratio: float = Field(gt=1)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(np.maximum(c["width"], c["height"]) > self.ratio * np.minimum(c["width"], c["height"]))
+
+
+class LargerThan(_Rule):
+    """Images of more than `megapixels`: headers that promise the moon."""
+
+    rule: Literal["larger_than"] = "larger_than"
+    megapixels: float = Field(gt=0)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["width"].astype(np.int64) * c["height"] > self.megapixels * 1e6)
+
+
+class SplitRule(_Rule):
+    """Images of these splits of their collection."""
+
+    rule: Literal["split"] = "split"
+    deny: tuple[str, ...]
+
+    def matches(self, c: Columns) -> Bools:
+        return np.isin(c["split"].astype(str), self.deny)
+
+
+class PathPattern(_Rule):
+    """Images whose name within the collection matches a regular expression, anywhere in it."""
+
+    rule: Literal["path"] = "path"
+    pattern: str
+
+    def matches(self, c: Columns) -> Bools:
+        found = re.compile(self.pattern)
+        return np.array([found.search(name) is not None for name in c.texts("name")], bool)
+
+
+class EveryNth(_Rule):
+    """All but each `n`th frame of a video: `frame` is a regular expression whose one group is the frame number."""
+
+    rule: Literal["every_nth"] = "every_nth"
+    n: int = Field(gt=1)
+    frame: str = r"(\d+)\.[^.]+$"
+    source: str = Field("", description="only in this source")
+
+    def matches(self, c: Columns) -> Bools:
+        found = re.compile(self.frame)
+        numbers = [found.search(name) for name in c.texts("name")]
+        others = np.array([m is not None and int(m[1]) % self.n != 0 for m in numbers], bool)
+        here = np.isin(c["source"].astype(str), self.source) if self.source else np.ones(len(c), bool)
+        both: Bools = others & here
+        return both
+
+
+class Licence(_Rule):
+    """Images under no licence of `allow`, or under one of `deny`. An "unstated" licence passes no `allow`."""
+
+    rule: Literal["licence"] = "licence"
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def matches(self, c: Columns) -> Bools:
+        allowed = [not self.allow or bool(set(has) & set(self.allow)) for has in c.texts("licences")]
+        denied = [bool(set(has) & set(self.deny)) for has in c.texts("licences")]
+        return np.logical_or(~np.array(allowed, bool), np.array(denied, bool))
+
+
+class ValidShare(_MeasuredRule):
+    """Tiles of which less than `min_share` is valid: nodata, transparent, or collar."""
+
+    rule: Literal["valid_share"] = "valid_share"
+    min_share: float = Field(ge=0, le=1)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["valid_share"] < self.min_share)
+
+
+class Flat(_MeasuredRule):
+    """Tiles whose luma has less entropy than this."""
+
+    rule: Literal["flat"] = "flat"
+    entropy_bits: float = Field(gt=0, le=8)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["entropy_bits"] < self.entropy_bits)
+
+
+class Blurred(_MeasuredRule):
+    """Tiles whose luma's Laplacian varies less than this. Flat tiles too: give `flat` first to tell them apart."""
+
+    rule: Literal["blurred"] = "blurred"
+    sharpness: float = Field(gt=0)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["sharpness"] < self.sharpness)
+
+
+class Dark(_MeasuredRule):
+    """Tiles whose mean luma is below this, 0..255."""
+
+    rule: Literal["dark"] = "dark"
+    luma_mean: float = Field(gt=0, le=255)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["luma_mean"] < self.luma_mean)
+
+
+class Bright(_MeasuredRule):
+    """Tiles whose mean luma is above this, 0..255."""
+
+    rule: Literal["bright"] = "bright"
+    luma_mean: float = Field(ge=0, lt=255)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["luma_mean"] > self.luma_mean)
+
+
+class Gray(_MeasuredRule):
+    """Tiles with next to no colour: the mean difference of the strongest and weakest band is below this, 0..1."""
+
+    rule: Literal["gray"] = "gray"
+    saturation: float = Field(gt=0, le=1)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["saturation"] < self.saturation)
+
+
+class Column(_MeasuredRule):
+    """Tiles by a score of one's own: a Parquet file with `key` and a number (cloud, watermark, aesthetics, …).
+
+    A key that the file does not hold is kept, unless `missing: drop`.
+    """
+
+    rule: Literal["column"] = "column"
+    file: Path
+    column: str
+    below: float | None = None
+    above: float | None = None
+    missing: Literal["keep", "drop"] = "keep"
+
+    def matches(self, c: Columns) -> Bools:
+        try:
+            table = pq.read_table(self.file, columns=["key", self.column])
+        except (OSError, pa.ArrowException, KeyError) as exc:
+            what = f"{self.file} must be a Parquet file with `key` and `{self.column}`"
+            raise RecipeError(f"exclude: column: {what}: {exc}") from exc
+        place = pc.index_in(c.table.column("key"), value_set=table.column("key").combine_chunks())
+        score = pc.take(table.column(self.column), place).to_numpy().astype(float)
+        out = np.isnan(score) if self.missing == "drop" else np.zeros(len(c), bool)
+        if self.below is not None:
+            out |= score < self.below
+        if self.above is not None:
+            out |= score > self.above
+        return out
+
+
+Rule = Annotated[
+    Modality | Dtype | Bands | Frames | Format | SmallerThan | LongerThan | LargerThan | SplitRule | PathPattern
+    | EveryNth | Licence | ValidShare | Flat | Blurred | Dark | Bright | Gray | Column,
+    Field(discriminator="rule"),
+]  # fmt: skip
+
+
+class Exclude(Spec):
+    """Drops a record at the first rule that it matches; the rule is the reason."""
+
+    VERSION: ClassVar[int] = 1
+    rules: tuple[Rule, ...] = ()
+    narrow: Narrow | None = Field(None, description="set by the recipe: what `cut` narrows counts as narrowed")
+
+    def header(self, narrow: Narrow | None) -> Exclude:
+        """The rules over header facts."""
+        return Exclude(rules=tuple(r for r in self.rules if not r.MEASURED), narrow=narrow)
+
+    def measured(self) -> Exclude:
+        """The rules over measured values."""
+        return Exclude(rules=tuple(r for r in self.rules if r.MEASURED))
+
+    def digest(self, *more: str, leave_out: frozenset[str] = frozenset()) -> str:
+        scores = [file_digest(r.file) for r in self.rules if isinstance(r, Column)]
+        return super().digest(*more, *scores, leave_out=leave_out)
+
+    def __call__(self, records: pa.Table, part: Part) -> pa.Table:
+        columns = Columns(records)
+        if self.narrow:
+            fits = [self.narrow.fits(tuple(b)) for b in columns.texts("bands")]
+            shown = [["red", "green", "blue"] if f else b for f, b in zip(fits, columns.texts("bands"), strict=True)]
+            types = ["uint8" if f else d for f, d in zip(fits, columns.texts("dtype"), strict=True)]
+            columns.put("bands", shown)
+            columns.put("dtype", types)
+        reasons = np.full(len(columns), "", object)
+        for rule in self.rules:
+            reasons[(reasons == "") & rule.matches(columns)] = rule.rule
+        place = records.schema.get_field_index("dropped")
+        return records.set_column(place, records.schema.field(place), pa.array(reasons.tolist(), pa.string()))
+
+
+def file_digest(path: Path) -> str:
+    """blake2b of a file that a rule reads, so that the rule runs again when it changes."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as exc:
+        raise RecipeError(f"exclude: column: {path}: {exc.strerror}") from None
+
+
+def check_shares(rules: tuple[Any, ...], came: int, dropped: dict[str, int]) -> None:
+    """StageError if a rule dropped a larger share than its `max_share`; `dropped` by reason, of `came` in all."""
+    for rule in rules:
+        share = dropped.get(rule.rule, 0) / came if came else 0.0
+        if rule.max_share is not None and share > rule.max_share:
+            raise StageError(
+                f"{rule.rule} dropped {dropped[rule.rule]} of {came} ({share:.1%}), more than its max_share "
+                f"{rule.max_share:.1%}. Look at them in the work folder, then change the rule or raise max_share"
+            )

@@ -1,0 +1,197 @@
+"""Plain WebDataset tars, the same bytes on any machine: order = ascending mix64(id, seed), one member list for all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tarfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..errors import StageError
+from ..sample import Sample, Spec, from_table, mix64
+from ..staging import StagedFiles
+
+BLOCK = 512  # bytes of a tar header, and what a payload is padded to
+END = b"\0" * (2 * BLOCK)
+PARTIAL = ".partial"  # folder in OUT of what is being written
+SHARD = b"datakit.shard"
+NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+class Shards(Spec):
+    """How samples are spread over tars: as evenly as whole samples allow."""
+
+    VERSION: ClassVar[int] = 1
+
+    max_samples: int = Field(10_000, gt=0)
+    max_mb: float = Field(1_000, gt=0, description="10^6 bytes of images")
+    split: str = Field("train", description='name of the one split; "" keeps the splits of the sources')
+
+    def cuts(self, image_bytes: int, samples: int) -> list[int]:
+        """Where shards begin and end: [0, …, samples]."""
+        if not samples:
+            return [0]
+        shards = max(-(-samples // self.max_samples), -(-image_bytes // int(self.max_mb * 1e6)))
+        shards = min(shards, samples)
+        return [samples * n // shards for n in range(shards + 1)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where records are: which of `parts`, and which row of it; both (N,), in the order of the set."""
+
+    parts: tuple[Path, ...]
+    part: NDArray[np.int32]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, chosen: NDArray[np.int64]) -> Rows:
+        """Some of the rows, and only the parts that they are in."""
+        used, part = np.unique(self.part[chosen], return_inverse=True)
+        return Rows(tuple(self.parts[n] for n in used.tolist()), part.astype(np.int32), self.row[chosen])
+
+    def read(self) -> pa.Table:
+        """The records, in order; of each part only the row groups that are needed."""
+        tables, places = [], np.empty(len(self), np.int64)
+        begin = 0
+        for n, path in enumerate(self.parts):
+            wanted = np.flatnonzero(self.part == n)
+            tables.append(_read_rows(path, self.row[wanted]))
+            places[wanted] = begin + np.arange(len(wanted))
+            begin += len(wanted)
+        return pa.concat_tables(tables).take(pa.array(places))
+
+
+def _read_rows(path: Path, rows: NDArray[np.int64]) -> pa.Table:
+    file = pq.ParquetFile(path)
+    begins = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
+    groups = np.unique(np.searchsorted(begins, rows, side="right") - 1)
+    table = file.read_row_groups(groups.tolist())
+    base = np.concatenate([np.arange(begins[g], begins[g + 1]) for g in groups.tolist()])
+    return table.take(pa.array(np.searchsorted(base, rows))).replace_schema_metadata(None)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to write."""
+
+    name: str
+    split: str
+    suffix: str  # of the images
+    rows: Rows
+    sidecar: Path  # where the shard's records go: in the work folder
+    out: Path
+    work: Path
+
+
+def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The order of a set; StageError if two samples have one id."""
+    if len(np.unique(ids)) != len(ids):
+        raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
+    return np.argsort(mix64(ids, seed), kind="stable")
+
+
+def written(job: ShardJob) -> dict[str, Any] | None:
+    """What is known of a shard that is there, or None if it has yet to be written."""
+    target = job.out / job.name
+    if not job.sidecar.exists() or not target.exists():
+        return None
+    about: dict[str, Any] = json.loads(pq.read_schema(job.sidecar).metadata[SHARD])
+    return about if target.stat().st_size == about["bytes"] and about["name"] == job.name else None
+
+
+def write_shard(job: ShardJob) -> dict[str, Any]:
+    """Write one tar and the records in it; gives name, samples, bytes, sha256."""
+    table = job.rows.read()
+    temporary = partial_path(job.out, job.name)
+    digest = hashlib.sha256()
+    places = []
+    staged = StagedFiles(job.work)
+    with temporary.open("wb") as file:
+        offset = 0
+        for sample in from_table(table):
+            members = ((job.suffix, staged.read(sample)), ("json", sample_json(sample)))
+            row = []
+            for suffix, data in members:
+                block = member(f"{sample.key}.{suffix}", data)
+                file.write(block)
+                digest.update(block)
+                row += [offset + BLOCK, len(data)]
+                offset += len(block)
+            places.append(row)
+        file.write(END)
+        digest.update(END)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.close()
+    temporary.replace(job.out / job.name)
+    about = {
+        "name": job.name,
+        "split": job.split,
+        "samples": len(places),
+        "bytes": offset + len(END),
+        "sha256": digest.hexdigest(),
+    }
+    names = [f"{s}_{what}" for s in (job.suffix, "json") for what in ("offset", "bytes")]
+    for n, name in enumerate(names):
+        table = table.append_column(name, pa.array([row[n] for row in places], pa.int64()))
+    table = table.replace_schema_metadata({SHARD: json.dumps(about)})
+    aside = job.sidecar.with_name(f"{job.sidecar.name}.{uuid.uuid4().hex}.tmp")
+    pq.write_table(table, aside, compression="zstd")
+    aside.replace(job.sidecar)
+    return about
+
+
+def partial_path(out: Path, name: str) -> Path:
+    """A name for a file of OUT that is being written, no two alike."""
+    folder = out / PARTIAL
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def member(name: str, data: bytes) -> bytes:
+    """A tar member: ustar header, payload, padding. Nothing in it depends on who made it, or when."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(data), 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + data + b"\0" * (-len(data) % BLOCK)
+
+
+def sample_json(sample: Sample) -> bytes:
+    """What goes into a shard about a sample: the same keys in each, one type each, never null.
+
+    Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists whose length
+    varies are JSON text. Readers that guess types from a few samples then guess right.
+    """
+    plain = {
+        "source": sample.source,
+        "name": sample.name,
+        "licences": json.dumps(list(sample.licences)),
+        "width": sample.width,
+        "height": sample.height,
+        "image_width": sample.image_width,
+        "image_height": sample.image_height,
+        "window": list(sample.window or (0, 0, sample.width, sample.height)),
+        "crs": sample.crs,
+        "transform": [float(v) for v in sample.transform or NO_TRANSFORM],
+        "gcps": sample.gcps,
+        "footprint": json.dumps(list(sample.footprint)),
+        "gsd_m": float(-1.0 if sample.gsd_m is None else sample.gsd_m),
+        "acquired": sample.acquired,
+        "split": sample.split,
+        "label": sample.label,
+        "boxes": sample.boxes,
+    }
+    return json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()

@@ -1,0 +1,126 @@
+"""Cut large images into windows: on a grid, or at random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from .. import boxes, place
+from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
+from ..windows import crops_per_area, grid, scattered
+
+__all__ = ["Grid", "Random", "Slice", "grid"]
+
+MAX_WINDOWS = 1 << 20  # of one image: a header that promises more is a lie or a bomb
+
+
+class Grid(Spec):
+    """Windows of one size that cover the image; the last of a row is moved back. Images no larger pass whole."""
+
+    size_px: int = Field(gt=0)
+    gap_px: int = Field(0, ge=0, description="overlap of neighbours")
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Grid:
+        if self.gap_px >= self.size_px:
+            raise ValueError(f"gap_px ({self.gap_px}) must be less than size_px ({self.size_px})")
+        return self
+
+    def windows(self, sample: Sample) -> list[Window]:
+        if max(sample.width, sample.height) <= self.size_px:
+            return []
+        step = self.size_px - self.gap_px
+        if (sample.width // step + 1) * (sample.height // step + 1) > MAX_WINDOWS:
+            raise ValueError(f"over {MAX_WINDOWS} windows")
+        return grid(sample.width, sample.height, self.size_px, self.gap_px)
+
+
+class Random(Spec):
+    """Square windows at random places, as OpticalRS-13M (arXiv 2406.11933) cuts scenes: sides of 64 to 1024 px.
+
+    The paper gives the range and no more: law, number of crops and overlap are our choice.
+    """
+
+    side_px: tuple[int, int] = Field((64, 1024), description="shortest and longest side")
+    law: Literal["log_uniform", "uniform"] = "log_uniform"
+    crops: Literal["per_area"] | int = Field("per_area", description="windows an image, or as many as have its area")
+    max_overlap_share: float = Field(0.25, ge=0, le=1)
+    whole_if_side_at_most_px: int = Field(512, ge=0, description="images whose longer side is this pass whole")
+    min_valid_share: float = Field(0.5, ge=0, le=1, description="windows less valid are dropped after `cut`")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Random:
+        if not 0 < self.side_px[0] <= self.side_px[1]:
+            raise ValueError(f"side_px {list(self.side_px)} must be two positive sizes, the shorter first")
+        return self
+
+    def windows(self, sample: Sample) -> list[Window]:
+        if max(sample.width, sample.height) <= self.whole_if_side_at_most_px:
+            return []
+        crops = self.crops
+        if crops == "per_area":
+            crops = crops_per_area(sample.width, sample.height, self.side_px, self.law)
+        if crops > MAX_WINDOWS:
+            raise ValueError(f"over {MAX_WINDOWS} windows")
+        spelled = json.dumps([self.seed, sample.source, sample.name])
+        rng = np.random.Generator(np.random.PCG64(int(hashlib.blake2b(spelled.encode()).hexdigest(), 16)))
+        size = (sample.width, sample.height)
+        return scattered(rng, size, self.side_px, self.law, crops, self.max_overlap_share)
+
+
+class Slice(Spec):
+    """Windows of each image, as records of their own; boxes and places follow."""
+
+    VERSION: ClassVar[int] = 1
+    # Applied to the measured share after `cut`: changing it moves no window, so it is in no digest.
+    LEFT_OUT: ClassVar[frozenset[str]] = frozenset({"min_valid_share"})
+
+    grid: Grid | None = None
+    random: Random | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Slice:
+        if (self.grid is None) == (self.random is None):
+            raise ValueError("give either grid or random")
+        return self
+
+    def __call__(self, records: pa.Table, part: Part) -> pa.Table:
+        return to_table(tile for sample in from_table(records) for tile in self.tiles(sample))
+
+    def tiles(self, sample: Sample) -> list[Sample]:
+        """The windows of an image, or the image itself."""
+        way = self.grid or self.random
+        try:
+            windows = way.windows(sample) if way else []
+        except ValueError as exc:
+            return [sample.drop("larger_than", str(exc))]
+        if not windows:
+            return [sample]
+        shapes = boxes.by_window(boxes.loads(sample.boxes), windows)
+        places = place.footprints(sample, windows)
+        return [cut_out(sample, *each) for each in zip(windows, shapes, places, strict=True)]
+
+
+def cut_out(sample: Sample, window: Window, shapes: list[boxes.Box], footprint: place.Footprint) -> Sample:
+    """A window of an image as a record of its own."""
+    key = make_key(sample.source, sample.name, window)
+    transform, gcps = place.shifted(sample, window)
+    return replace(
+        sample,
+        key=key,
+        id=key_id(key),
+        width=window.width,
+        height=window.height,
+        window=window,
+        transform=transform,
+        gcps=gcps,
+        footprint=footprint,
+        boxes=boxes.dumps(shapes),
+    )

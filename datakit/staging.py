@@ -1,0 +1,56 @@
+"""Encoded tiles on their way from `cut` to the shards: one file beside each part, tiles in order of mix64(id)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import StageError
+from .sample import Sample
+
+STAGED = ".staged"  # suffix of the file beside a part's records
+
+
+def is_whole(work: Path, staged: str, end_bytes: int) -> bool:
+    """Whether a staging file is there and reaches to `end_bytes`."""
+    path = work / staged
+    return path.exists() and path.stat().st_size >= end_bytes
+
+
+def cut_off(paths: Iterable[Path], keep_bytes: dict[Path, int]) -> None:
+    """Shorten staging files to what is still needed; those of which nothing is go."""
+    for path in paths:
+        keep = keep_bytes.get(path, 0)
+        if not keep:
+            path.unlink(missing_ok=True)
+        elif path.exists() and path.stat().st_size > keep:
+            os.truncate(path, keep)
+
+
+class StagedFiles:
+    """Reads tiles from staging files, a few of them open at a time."""
+
+    MOST_OPEN = 200
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.open: dict[str, BinaryIO] = {}
+
+    def read(self, sample: Sample) -> bytes:
+        if sample.staged not in self.open:
+            if len(self.open) >= self.MOST_OPEN:
+                self.close()
+            self.open[sample.staged] = (self.work / sample.staged).open("rb")
+        file = self.open[sample.staged]
+        file.seek(sample.staged_offset)
+        data = file.read(sample.staged_bytes)
+        if len(data) != sample.staged_bytes:
+            raise StageError(f"{self.work / sample.staged} is shorter than its records say: delete it and build again")
+        return data
+
+    def close(self) -> None:
+        for file in self.open.values():
+            file.close()
+        self.open.clear()

@@ -1,0 +1,89 @@
+"""Window arithmetic: grids, random windows, overlaps. No pixels, no records."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from .sample import Window
+
+TRIES = 20  # for a random window that overlaps the others too much
+
+
+def grid(width: int, height: int, size_px: int, gap_px: int = 0, even: bool = False) -> list[Window]:
+    """Windows of at most `size_px` that cover (width, height) px, row by row, neighbours sharing `gap_px`.
+
+    The last of a row or column is moved back to fit. even: windows begin at even pixels, to keep a Bayer pattern's
+    phase; a last odd row or column is then left out.
+    """
+    if size_px < 1 or not 0 <= gap_px < size_px:
+        raise ValueError(f"size_px ({size_px}) must be positive, gap_px ({gap_px}) at least 0 and less than size_px")
+    if even:
+        if size_px % 2:
+            raise ValueError(f"size_px ({size_px}) must be even where windows begin at even pixels")
+        width, height = width - width % 2, height - height % 2
+    lefts, tops = starts(width, size_px, gap_px), starts(height, size_px, gap_px)
+    if even:
+        lefts, tops = [n - n % 2 for n in lefts], [n - n % 2 for n in tops]
+    return [Window(left, top, min(size_px, width), min(size_px, height)) for top in tops for left in lefts]
+
+
+def starts(length_px: int, size_px: int, gap_px: int = 0) -> list[int]:
+    """Where windows of `size_px` begin along `length_px`."""
+    last = max(length_px - size_px, 0)
+    return [*range(0, last, size_px - gap_px), last]
+
+
+def scattered(
+    rng: np.random.Generator,
+    image_px: tuple[int, int],
+    sides_px: tuple[int, int],
+    law: Literal["uniform", "log_uniform"],
+    crops: int,
+    max_overlap_share: float,
+) -> list[Window]:
+    """Up to `crops` square windows at random in an image of (width, height) px, in order of top and left.
+
+    Sides follow `law` between sides_px, cut to the image. A window that shares more than `max_overlap_share` of its own
+    or another's area is drawn again, up to 20 times, then left out.
+    """
+    width, height = image_px
+    low, high = (min(side, width, height) for side in sides_px)
+    kept: list[Window] = []
+    placed = np.zeros((crops, 4), np.int64)
+    for _ in range(crops):
+        for _ in range(TRIES):
+            u = float(rng.random())
+            side = round(low * (high / low) ** u) if law == "log_uniform" else round(low + (high - low) * u)
+            left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
+            window = Window(left, top, side, side)
+            if overlap_share(window, placed[: len(kept)]) <= max_overlap_share:
+                placed[len(kept)] = window
+                kept.append(window)
+                break
+    return sorted(kept, key=lambda w: (w.top, w.left, w.height))
+
+
+def overlap_share(window: Window, others: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> float:
+    """Largest overlap of a window with any of others, (N, 4), over the smaller of the two areas: 0..1."""
+    if not len(others):
+        return 0.0
+    left, top, width, height = others.T
+    across = np.minimum(left + width, window.left + window.width) - np.maximum(left, window.left)
+    down = np.minimum(top + height, window.top + window.height) - np.maximum(top, window.top)
+    shared = np.clip(across, 0, None) * np.clip(down, 0, None)
+    return float((shared / np.minimum(width * height, window.width * window.height)).max())
+
+
+def crops_per_area(width: int, height: int, sides_px: tuple[int, int], law: Literal["uniform", "log_uniform"]) -> int:
+    """How many random windows have, on average, the area of the image: at least 1."""
+    low, high = (float(min(side, width, height)) for side in sides_px)
+    if high <= low:
+        mean = low * low
+    elif law == "log_uniform":
+        mean = (high**2 - low**2) / (2 * math.log(high / low))
+    else:
+        mean = (high**3 - low**3) / (3 * (high - low))
+    return max(round(width * height / mean), 1)

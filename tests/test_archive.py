@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datakit.errors import SourceError
+from datakit.files import read
+from datakit.sources.archive import is_archive, members
+
+CONTENT = {f"images/{n}.png": np.random.default_rng(n).bytes(n * 700) for n in range(12)}
+WIDE = 0xFFFFFFFF
+
+
+def content_of(root: Path, path: str) -> dict[str, bytes]:
+    return {file.name: read(root, file) for file in members(root, path)}
+
+
+class Disks:
+    """What a split zip is written to: the same number of bytes a disk; records are never cut (APPNOTE 8.5)."""
+
+    def __init__(self, disk_bytes: int) -> None:
+        self.disk_bytes, self.disks = disk_bytes, [bytearray(b"PK\7\x08")]
+
+    def reserve(self, record_bytes: int) -> tuple[int, int]:
+        if len(self.disks[-1]) + record_bytes > self.disk_bytes:
+            self.disks.append(bytearray())
+        return len(self.disks) - 1, len(self.disks[-1])
+
+    def place(self, record: bytes) -> tuple[int, int]:
+        at = self.reserve(len(record))
+        self.disks[-1] += record
+        return at
+
+    def pour(self, payload: bytes) -> None:
+        while payload:
+            free = self.disk_bytes - len(self.disks[-1])
+            self.disks[-1] += payload[:free]
+            payload = payload[free:]
+            if payload:
+                self.disks.append(bytearray())
+
+    def save(self, folder: Path) -> list[Path]:
+        paths = [folder / f"a.z{n:02d}" for n in range(1, len(self.disks))] + [folder / "a.zip"]
+        for path, disk in zip(paths, self.disks, strict=True):
+            path.write_bytes(disk)
+        return paths
+
+
+def write_split(folder: Path, disk_bytes: int, zip64: bool) -> list[Path]:
+    disks, entries = Disks(disk_bytes), []
+    for name, data in CONTENT.items():
+        deflater = zlib.compressobj(wbits=-15)
+        packed, method = (deflater.compress(data) + deflater.flush(), 8) if len(entries) % 2 else (data, 0)
+        sizes = (WIDE, WIDE) if zip64 else (len(packed), len(data))
+        extra = struct.pack("<2H2Q", 1, 16, len(data), len(packed)) if zip64 else b""
+        fields = (45, 0, method, 0, 33, zlib.crc32(data), *sizes, len(name), len(extra))
+        disk, offset = disks.place(struct.pack("<4s5H3I2H", b"PK\3\4", *fields) + name.encode() + extra)
+        disks.pour(packed)
+        if zip64:
+            extra = struct.pack("<2H3QI", 1, 28, len(data), len(packed), offset, disk)
+            fields, disk, offset = (*fields[:-1], len(extra)), 0xFFFF, WIDE
+        entries.append(
+            struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, *fields, 0, disk, 0, 0, offset) + name.encode() + extra
+        )
+    (first, start), *_ = [disks.place(entry) for entry in entries]
+    n, size = len(entries), sum(map(len, entries))
+    last, at = disks.reserve(98 if zip64 else 22)
+    if zip64:
+        wide = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, last, first, n, n, size, start)
+        locator = struct.pack("<4sIQI", b"PK\6\7", last, at, last + 1)
+        disks.place(wide + locator + struct.pack("<4s4H2IH", b"PK\5\6", last, *[0xFFFF] * 3, WIDE, WIDE, 0))
+    else:
+        disks.place(struct.pack("<4s4H2IH", b"PK\5\6", last, first, n, n, size, start, 0))
+    return disks.save(folder)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("disk_bytes", [150, 333, 1000, 5000, 10**6])
+def test_split_zips_read_as_one(tmp_path: Path, disk_bytes: int, zip64: bool) -> None:
+    parts = write_split(tmp_path, disk_bytes, zip64)
+    assert content_of(tmp_path, "a.zip") == CONTENT
+    assert next(members(tmp_path, "a.zip")).stamp == ",".join(str(part.stat().st_mtime_ns) for part in parts)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_missing_part_is_named(tmp_path: Path, zip64: bool) -> None:
+    parts = write_split(tmp_path, 5000, zip64)
+    listed = list(members(tmp_path, "a.zip"))
+    for part in parts:
+        content = part.read_bytes()
+        part.unlink()
+        with pytest.raises(SourceError, match=f"{part.name}.* missing"):
+            list(members(tmp_path, "a.zip"))
+        with pytest.raises((SourceError, OSError)):  # noqa: PT012
+            for file in listed:
+                read(tmp_path, file)
+        part.write_bytes(content)
+    (tmp_path / f"a.z{len(parts):02d}").write_bytes(b"of another archive")
+    with pytest.raises(SourceError, match=rf"a.z{len(parts):02d} is not one of the {len(parts)} parts of a.zip"):
+        list(members(tmp_path, "a.zip"))
+
+
+@pytest.mark.parametrize("part_bytes", [1000, 7777, 10**6])
+def test_raw_split_zips_read_as_one(tmp_path: Path, part_bytes: int) -> None:
+    whole = plain_zip(tmp_path / "whole.zip").read_bytes()
+    parts = [tmp_path / f"a.zip.{n + 1:03d}" for n in range(-(-len(whole) // part_bytes))]
+    for n, part in enumerate(parts):
+        part.write_bytes(whole[n * part_bytes : (n + 1) * part_bytes])
+    assert content_of(tmp_path, "a.zip.001") == CONTENT
+    parts[-1].unlink()
+    with pytest.raises(SourceError, match=parts[-1].name if parts[1:] else "No such file"):
+        list(members(tmp_path, "a.zip.001"))
+
+
+@pytest.mark.skipif(not shutil.which("zip"), reason="the zip command is not installed")
+@pytest.mark.parametrize("suffix", ["zip", "ZIP"])
+def test_archives_of_the_zip_command(tmp_path: Path, suffix: str) -> None:
+    content = {"häuser/ü ß.png": os.urandom(150_000), "b\\c.png": b"b" * 50_000, "d.png": b""}
+    for name, data in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link.png").symlink_to("d.png")
+    for extra in ([], ["-fz"], ["-s", "64k"], ["-s", "64k", "-0"]):
+        out = f"out{''.join(extra)}.{suffix}"
+        subprocess.run(["zip", "-qry", *extra, out, *content, "link.png"], cwd=tmp_path, check=True)
+        listed = list(members(tmp_path, out))
+        assert {f.name: read(tmp_path, f) for f in listed if f.name != "link.png"} == content
+        assert [f.packing for f in listed if f.name == "link.png"] == ["unsafe"]
+
+
+def plain_zip(path: Path, comment: bytes = b"") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in CONTENT.items():
+            archive.writestr(name, data)
+        archive.mkdir("images/empty")
+        archive.comment = comment
+    return path
+
+
+class Pipe(io.BytesIO):
+    """A file that cannot be sought, so that sizes come after the content, in data descriptors (4.3.9)."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("seekable", [False, True])
+def test_zips_of_zipfile(tmp_path: Path, zip64: bool, seekable: bool) -> None:
+    stream = io.BytesIO() if seekable else Pipe()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in CONTENT.items():
+            with archive.open(name, "w", force_zip64=zip64) as member:
+                member.write(data)
+    (tmp_path / "a.zip").write_bytes(stream.getvalue())
+    assert content_of(tmp_path, "a.zip") == CONTENT
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        known = [(i.file_size, i.compress_size, i.header_offset, i.CRC) for i in archive.infolist()]
+    assert [(f.file_bytes, f.packed_bytes, f.offset, f.crc) for f in members(tmp_path, "a.zip")] == known
+
+
+@pytest.mark.parametrize("comment", [b"", b"a comment", b"PK\5\6" * 9, b"x" * 65535])
+@pytest.mark.parametrize("before", [b"", b"MZ, a program that unpacks itself"])
+def test_comments_and_programs_around_a_zip(tmp_path: Path, comment: bytes, before: bytes) -> None:
+    path = plain_zip(tmp_path / "a.zip", comment)
+    path.write_bytes(before + path.read_bytes())
+    assert content_of(tmp_path, "a.zip") == CONTENT
+
+
+def test_a_cut_zip_is_named(tmp_path: Path) -> None:
+    inner = plain_zip(tmp_path / "inner.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("first.png", b"first")
+        archive.writestr("inner.zip", inner)
+    whole = (tmp_path / "a.zip").read_bytes()
+    inner_end = whole.index(inner) + len(inner)
+    for length in [*range(0, len(whole), 997), *range(inner_end - 30, len(whole))]:
+        (tmp_path / "a.zip").write_bytes(whole[:length])
+        with pytest.raises(SourceError, match=r"a.zip: .* damaged or still downloading"):
+            list(members(tmp_path, "a.zip"))
+
+
+def test_a_long_list_of_members_does_not_fill_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for n in range(70_000):
+            archive.writestr(f"{n:0100d}", b"")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in members(tmp_path, "a.zip")) == 70_000
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("at", "value", "packing"), [(8, 1, "encrypted"), (10, 9, "deflate64"), (10, 97, "method 97")])
+def test_what_zip_members_cannot_be_read(tmp_path: Path, at: int, value: int, packing: str) -> None:
+    content = bytearray(plain_zip(tmp_path / "a.zip").read_bytes())
+    content[content.index(b"PK\1\2") + at] = value
+    (tmp_path / "a.zip").write_bytes(content)
+    file = next(members(tmp_path, "a.zip"))
+    assert file.packing == packing
+    with pytest.raises(OSError, match=packing):
+        read(tmp_path, file)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.xz", "a.tar.zst", "a b.rar", "a.7z", "a.7z.001"])
+def test_closed_archives_name_the_command(tmp_path: Path, name: str) -> None:
+    assert is_archive(name)
+    with pytest.raises(SourceError, match=r"Run `(tar -xf|unrar x|7z x) "):
+        list(members(tmp_path, name))
+
+
+def tar_of(path: Path, infos: list[tarfile.TarInfo], form: int = tarfile.GNU_FORMAT) -> bytes:
+    with tarfile.open(path, "w", format=form) as archive:
+        for info in infos:
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    return path.read_bytes()
+
+
+def tar_info(name: str, size_bytes: int = 0, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size_bytes, kind, "elsewhere"
+    return info
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_cut_tar_gives_what_is_whole_and_one_that_is_cut(tmp_path: Path, form: int) -> None:
+    long = "" if form == tarfile.USTAR_FORMAT else "ä" * 300
+    content = tar_of(tmp_path / "a.tar", [tar_info(f"{n}{long}", n * 300) for n in range(6)], form)
+    whole = list(members(tmp_path, "a.tar"))
+    assert [(f.name, f.file_bytes, f.packing) for f in whole] == [(f"{n}{long}", n * 300, "tar") for n in range(6)]
+    end = -(-(whole[-1].offset + 1500) // 512) * 512 + 512  # after the first block of zeros
+    for length in range(0, len(content), 31):
+        (tmp_path / "a.tar").write_bytes(content[:length])
+        found = [replace(file, stamp="") for file in members(tmp_path, "a.tar")]
+        kept = [replace(f, stamp="") for f in whole if f.offset + f.file_bytes <= length]
+        assert found[: len(kept)] == kept
+        assert [f.packing for f in found[len(kept) :]] == ["truncated"] * (length < end)
+
+
+def test_a_damaged_tar_header_is_seen(tmp_path: Path) -> None:
+    content = bytearray(tar_of(tmp_path / "a.tar", [tar_info(str(n), 100) for n in range(3)]))
+    content[1024 + 124] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    assert [(f.name, f.packing) for f in members(tmp_path, "a.tar")] == [("0", "tar"), ("a.tar", "truncated")]
+    content[124] ^= 1
+    content[257:262] = b"other"
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(SourceError, match="not a tar"):
+        list(members(tmp_path, "a.tar"))
+
+
+def test_a_tar_that_leads_back_ends(tmp_path: Path) -> None:
+    info = tar_info("a")
+    info.size = -1024  # CVE-2025-8194
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 3)
+    assert [f.packing for f in members(tmp_path, "a.tar")] == ["truncated"]
+
+
+def test_what_tar_members_are_followed(tmp_path: Path) -> None:
+    kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+    tar_of(tmp_path / "a.tar", [tar_info("dir", 0, tarfile.DIRTYPE), *(tar_info(f"{k!r}", 0, k) for k in kinds)])
+    assert [f.packing for f in members(tmp_path, "a.tar")] == ["unsafe"] * 5
+    (tmp_path / "b.tar").write_bytes(tar_info("s", 0, tarfile.GNUTYPE_SPARSE).tobuf() + bytes(1024))
+    assert [f.packing for f in members(tmp_path, "b.tar")] == ["sparse"]

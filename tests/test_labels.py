@@ -1,0 +1,238 @@
+"""Labels from files made on the spot, in every layout, whole and damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datakit.boxes import Box
+from datakit.errors import SourceError
+from datakit.manifest import ClassFolders, CocoJson, DotaText, VocXml
+from datakit.sources.labels import Labelled, LabelReader
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rs"
+NOTHING = Labelled("", [], None, "")
+COCO = CocoJson(path="instances.json", images="train")
+
+
+def reader(labels, files: Mapping[str, bytes | str]) -> LabelReader:
+    plain = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
+    return LabelReader(labels if isinstance(labels, tuple) else (labels,), plain.get)
+
+
+def dota(text: bytes | str) -> Labelled:
+    return reader(DotaText(), {"labelTxt/P1.txt": text})("images/P1.png")
+
+
+def voc(*objects: str) -> Labelled:
+    text = '<?xml version="1.0"?>\n<annotation>\n' + "\n".join(objects) + "\n</annotation>"
+    return reader(VocXml(), {"Annotations/7.xml": text})("images/7.jpg")
+
+
+def coco(plain: object) -> Labelled:
+    return reader(COCO, {"instances.json": json.dumps(plain)})("train/a/1.jpg")
+
+
+def one(**note: object) -> dict[str, object]:
+    image = {"id": 1, "file_name": "./a/1.jpg", "date_captured": "2024-01-01"}
+    return {"images": [image], "categories": [{"id": 3, "name": "ship"}, {"id": 4, "name": "ignore"}],
+            "annotations": [{"id": 8, "image_id": 1, "category_id": 3, **note}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "label"),
+    [("airport/1.jpg", 1, "airport"), ("airport/a/1.jpg", 2, "airport"), ("1.jpg", 1, ""), ("a/1.jpg", 2, "")],
+)
+def test_class_is_the_folder(name, level, label):
+    assert reader(ClassFolders(level=level), {})(name) == NOTHING._replace(label=label)
+
+
+@pytest.mark.parametrize("name", ["images/P1.png", "P1.png", "a/b/P1.png"])
+def test_no_label_file_is_no_error(name):
+    assert reader((ClassFolders(level=9), DotaText(), VocXml(), COCO), {})(name) == NOTHING
+
+
+@pytest.mark.parametrize("template", ["../{stem}.txt", "{dir}/../../{stem}.txt", "/{stem}.txt", "{dir}/../.."])
+def test_a_path_out_of_the_collection_is_never_read(template):
+    def read(name: str) -> bytes:
+        pytest.fail(f"read {name}")
+
+    assert LabelReader((DotaText(path=template), CocoJson(path=template)), read)("images/P1.png") == NOTHING
+    assert LabelReader((CocoJson(path="a.json", images="../x"),), read)("images/P1.png") == NOTHING
+
+
+def test_templates_take_folder_stem_and_name():
+    asked: list[str] = []
+    template = "{dir}/../txt/./{stem}/{name}.txt"
+    LabelReader((DotaText(path=template),), lambda name: asked.append(name))("./a/images/P1.{stem}.png")
+    assert asked == ["a/txt/P1.{stem}/P1.{stem}.png.txt"]
+
+
+def test_dota_lines_and_headers():
+    found = dota(
+        "\ufeffimagesource:GoogleEarth\r\ngsd:0.25\r\nacquisition dates:2016-05-04\r\n\r\n"
+        "1 2 3 2 3.5 4 1 4 ship 1\r\n0 0 1 0 1 1 0 1 small-vehicle\r\n \r\n0 0 1 0 1 1 0 1 a:b 0"
+    )
+    assert found.boxes == [
+        Box("ship", (1.0, 2.0, 3.0, 2.0, 3.5, 4.0, 1.0, 4.0), difficult=True, kind="quad"),
+        Box("small-vehicle", (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0), kind="quad"),
+        Box("a:b", (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0), kind="quad"),
+    ]
+    assert (found.label, found.gsd_m, found.acquired) == ("", 0.25, "2016-05-04")
+
+
+@pytest.mark.parametrize("head", ["", "gsd:null", "gsd:None", "gsd:", "acquisition dates:None", "imagesource:GF"])
+def test_dota_unknown_headers_are_unknown(head):
+    assert dota(head) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gsd:1\n1 2 3 4 5 6 ship 0", r"labelTxt/P1\.txt, line 2: expected x1 y1 .* found '1 2 3"),
+        ("1 2 3 4 5 6 7 8 storage tank 0", "line 1: expected x1 y1"),
+        ("\r\n\r\n1 2 3 4 5 6 7 nan ship 0", "line 3: expected a number, found 'nan'"),
+        ("1 2 3 4 5 6 7 8 ship maybe", r"difficult \(0 or 1\)"),
+        ("gsd:-1", "line 1: expected gsd:METRES"),
+        ("gsd:fine", "line 1: expected a number, found 'fine'"),
+        (b"gsd:1\n\xff\xfe", "line 2: expected UTF-8 text, found byte 0xff"),
+    ],
+)
+def test_dota_damage_is_told_by_file_and_line(text, message):
+    with pytest.raises(SourceError, match=message):
+        dota(text)
+
+
+@given(st.text() | st.text("0123456789. \n\rgsd:ship-e", max_size=80) | st.binary())
+def test_dota_reads_or_refuses_anything(text):
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    with contextlib.suppress(SourceError):
+        assert all(len(box.points) == 8 for box in dota(data).boxes)
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60))
+def test_xml_and_json_are_read_or_refused(text):
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    for labels in (VocXml(path="x"), CocoJson(path="x")):
+        with pytest.raises(SourceError, match="x"):
+            reader(labels, {"x": b"<a b=" + data})("1.jpg")
+
+
+def test_voc_shapes():
+    bndbox = "<bndbox><ymin>2</ymin><xmin>1</xmin><xmax>4</xmax><ymax>3</ymax></bndbox>"
+    sides = ("left_top", "right_top", "right_bottom", "left_bottom")
+    given_corners = "".join(f"<x_{side}>{i}</x_{side}><y_{side}>{i * i}</y_{side}>" for i, side in enumerate(sides))
+    numbered = "".join(f"<x{i}>{i}</x{i}><y{i}>{i * i}</y{i}>" for i in range(1, 4))
+    listed = "".join(f"<point>{p}</point>" for p in ("0,0", "2.5,0", "2,2", "0,2", "0,0"))
+    turn = f"<cx>10</cx><cy>20</cy><w>4</w><h>2</h><angle>{math.pi / 2}</angle>"
+    found = voc(
+        f"<object><name> ship </name><difficult>1</difficult>{bndbox}<part><name>bow</name>{bndbox}</part></object>",
+        f"<object><name>plane</name><robndbox>{given_corners}</robndbox>{bndbox}</object>",
+        f"<object><name>car</name><robndbox>{turn}</robndbox></object>",
+        f"<object><name>lake</name><polygon>{numbered}</polygon></object>",
+        f"<object><possibleresult><name>A220</name></possibleresult><points>{listed}</points></object>",
+    )
+    assert found.boxes == [
+        Box("ship", (1.0, 2.0, 4.0, 2.0, 4.0, 3.0, 1.0, 3.0), difficult=True, kind="box"),
+        Box("plane", (0.0, 0.0, 1.0, 1.0, 2.0, 4.0, 3.0, 9.0), kind="quad"),
+        Box("car", (11.0, 18.0, 11.0, 22.0, 9.0, 22.0, 9.0, 18.0), kind="quad"),
+        Box("lake", (1.0, 1.0, 2.0, 4.0, 3.0, 9.0), kind="polygon"),
+        Box("A220", (0.0, 0.0, 2.5, 0.0, 2.0, 2.0, 0.0, 2.0), kind="quad"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<object>\n<name>a</name><bndbox>\n<xmin>1</xmin></bndbox></object>", "line 4: expected <ymin> in <bndbox>"),
+        ("<object><name>a</name>\n<polygon><x1>1</x1><x2>2</x2></polygon></object>", "line 4: expected 3 or more"),
+        ("<object><name>a</name>\n<points><point>1;2</point></points></object>", "expected a number, found '1;2'"),
+        ("\n<object><name>a</name></object>", "line 4: expected <name> and one of points, polygon"),
+        ("<object>", r"7\.xml, line 4: expected XML, found: mismatched tag"),
+    ],
+)
+def test_voc_damage_is_told_by_file_and_line(text, message):
+    with pytest.raises(SourceError, match=message):
+        voc(text)
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp037"])
+def test_voc_refuses_a_doctype_however_it_is_written(codec):
+    laughs = '<!DOCTYPE a [<!ENTITY l "ha"><!ENTITY m "&l;&l;&l;&l;&l;&l;">]>\n<a>&m;</a>'
+    data = f'<?xml version="1.0" encoding="{codec.removesuffix("-sig")}"?>\n{laughs}'.encode(codec)
+    with pytest.raises(SourceError, match=r"without a DOCTYPE|text in UTF-8|expected XML"):
+        reader(VocXml(path="a.xml"), {"a.xml": data})("1.jpg")
+    with pytest.raises(SourceError, match="line 3: expected XML without a DOCTYPE"):
+        voc(laughs)
+
+
+def test_voc_reads_the_encoding_it_declares():
+    text = '<?xml version="1.0" encoding="gb2312"?><a><object><name>船</name><bndbox>'
+    text += "<xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></a>"
+    (box,) = reader(VocXml(path="a.xml"), {"a.xml": text.encode("gb2312")})("1.jpg").boxes
+    assert box.category == "船"
+
+
+def test_coco_shapes():
+    corners = (10.0, 20.0, 13.0, 20.0, 13.0, 24.5, 10.0, 24.5)
+    bbox = [10, 20, 3, 4.5]
+    runs = {"counts": [1, 2], "size": [3, 1]}
+    triangles = [[0, 0, 1, 0, 1, 1], [5, 5, 6, 5, 6, 6.5]]
+    assert coco(one(bbox=bbox)).boxes == [Box("ship", corners, kind="box")]
+    assert coco(one(bbox=bbox, segmentation=[[]])).boxes == [Box("ship", corners, kind="box")]
+    assert coco(one(bbox=bbox, segmentation=runs, iscrowd=1)).boxes == [Box("ship", corners, ignore=True, kind="box")]
+    assert coco(one(bbox=bbox, category_id=4)).boxes == [Box("ignore", corners, ignore=True, kind="box")]
+    polygons = [Box("ship", tuple(map(float, t)), kind="polygon") for t in triangles]
+    assert coco(one(bbox=bbox, segmentation=triangles)) == NOTHING._replace(boxes=polygons)
+    assert coco(one(bbox=bbox, image_id=2)) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ([], r"instances\.json: expected lists of images"),
+        ({"images": [{"id": [], "file_name": "a"}]}, "expected lists of images"),
+        (one(bbox=[1, 2, 3]), r"instances\.json, annotation 8: expected bbox"),
+        (one(bbox=[1, 2, 3, math.inf]), "expected a number, found inf"),
+        (one(bbox=[1, 2, 3, 4], category_id=9), "category_id 9 is not among the categories"),
+        (one(segmentation=[[1, 2, 3, 4]]), "annotation 8: expected segmentation"),
+    ],
+)
+def test_coco_damage_is_told(plain, message):
+    with pytest.raises(SourceError, match=message):
+        coco(plain)
+
+
+@pytest.mark.parametrize("text", [json.dumps(one(bbox=[1, 2, 3, 4])), '{"images":\n[}'])
+def test_a_coco_file_is_parsed_once_even_if_damaged(text):
+    asked: list[str] = []
+    files = LabelReader((COCO,), lambda name: asked.append(name) or text.encode())
+    for _ in range(3):
+        if "annotations" in text:
+            assert len(files("train/a/1.jpg").boxes) == 1
+        else:
+            with pytest.raises(SourceError, match=r"instances\.json, line 2: expected JSON"):
+                files("train/a/1.jpg")
+    assert asked == ["instances.json"]
+
+
+def test_layouts_add_up():
+    files = {"ship/P1.txt": "gsd:2\n0 0 1 0 1 1 0 1 ship 0", "P1.xml": "<a/>"}
+    labels = (ClassFolders(), DotaText(path="{dir}/{stem}.txt"), VocXml(path="{stem}.xml"))
+    found = reader(labels, files)("ship/P1.png")
+    assert (found.label, len(found.boxes), found.gsd_m) == ("ship", 1, 2.0)
+
+
+@pytest.mark.parametrize(("stem", "count", "gsd_m"), [("P0706", 536, 0.255589285596), ("P1234", 144, 1.0)])
+def test_real_dota_files(stem, count, gsd_m):
+    if not (REAL / "labelTxt" / f"{stem}.txt").exists():
+        pytest.skip("the sample labels are not beside this checkout")
+    found = LabelReader((DotaText(path="labelTxt/{stem}.txt"),), lambda name: (REAL / name).read_bytes())(f"{stem}.png")
+    assert (len(found.boxes), found.gsd_m) == (count, gsd_m)
