@@ -84,7 +84,7 @@ def front(manifest: Manifest) -> str:
 def source_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     yield ("source", "collection", "licence", "samples", "kB a tile", "PSNR dB")
     for s in manifest.sources:
-        link = f"[{s.title}]({s.homepage})"
+        link = f"[{s.title}]({s.homepage})" if s.homepage else s.title
         psnr = "" if s.mean_psnr_db is None else f"{s.mean_psnr_db:.1f}"
         yield (s.name, link, s.licence, f"{s.samples:,}", f"{s.mean_bytes / 1e3:.1f}", psnr)
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="folder for the shards (default: the recipe's name)")
     build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
     build.add_argument("--workers", type=int, help="processes (default: one a core; 0: this process)")
-    build.add_argument("--free", action="store_true", help="delete staged tiles as the shards that hold them are written")
+    build.add_argument(
+        "--free", action="store_true", help="delete staged tiles as the shards that hold them are written"
+    )
     build.set_defaults(run=run_build)
 
     check = verbs.add_parser("check", help="validate a recipe and its sources and print the plan; changes nothing")
@@ -57,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
 def recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, help="YAML file, or the name of a bundled recipe")
     verb.add_argument("--data", type=Path, default=Path(), help="folder that the collections lie in (default: here)")
-    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field: subset.count=1000")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field: subset.count=1000"
+    )
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
 
 
@@ -107,7 +112,9 @@ def run_synth(args: argparse.Namespace) -> int:
         return 1 if wrong else 0
     if len(args.dirs) != 1:
         raise DatakitError("datakit synth KIND needs one DIR")
-    print(json.dumps(synth.make(args.kind, args.dirs[0], args.seed)))
+    truth = synth.make(args.kind, args.dirs[0], args.seed)
+    expected = Counter(entry["expect"] for entry in truth["files"])
+    print(json.dumps({"kind": args.kind, "files": len(truth["files"]), "expected": dict(sorted(expected.items()))}))
     return 0
 
 

@@ -152,8 +152,7 @@ def read(root: Path, file: Located) -> bytes:
 def local(root: Path, file: Located, scratch: Path) -> Iterator[str]:
     """A name that GDAL opens, as long as the context lasts. What lies unpacked in one file is not copied.
 
-    Copies have their CRC checked; what is not copied has not. A copy or link has a folder of its own in scratch, so
-    that sidecar files that a reader leaves go with it.
+    Only copies have their CRC checked. Each has a folder of its own in scratch, where sidecar files go with it.
     """
     suffix = "".join(_SUFFIX.findall(file.path))
     with ExitStack() as lasting:
@@ -183,9 +182,8 @@ def local(root: Path, file: Located, scratch: Path) -> Iterator[str]:
 def on_disk(root: Path, path: str) -> Path:
     """Where a path of the collection lies. One that `utf8` had to spell anew is spelled back."""
     exact = root / path
-    if "%" not in path or exact.exists():
-        return exact
-    return root / os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+    as_is = "%" not in path or exact.exists()
+    return exact if as_is else root / os.fsdecode(unquote_to_bytes(os.fsencode(path)))
 
 
 def _archive_of(root: Path, file: Located) -> Parts:

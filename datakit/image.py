@@ -254,8 +254,7 @@ def pillow_header(image: Image.Image, head: bytes) -> Header:
         raise OSError(f"mode {image.mode}")
     kind = image.format or ""
     frames = 1 if kind == "MPO" else int(getattr(image, "n_frames", 1))  # an MPO's further frames are views or previews
-    orientation = int(image.getexif().get(0x0112, 1) or 1)
-    orientation = orientation if 1 <= orientation <= 8 else 1
+    orientation = _orientation(image)
     width, height = image.size[::-1] if orientation in SWAPS_SIDES else image.size
     dtype = _PILLOW_DTYPE.get(image.mode, "uint8")
     if kind == "PNG" and head[24:25] == b"\x10":  # IHDR: 16 bits, which Pillow would narrow without a word
@@ -263,6 +262,15 @@ def pillow_header(image: Image.Image, head: bytes) -> Header:
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     bands = tuple(_PILLOW_BANDS[image.mode].split())
     return Header(width, height, bands, alpha, dtype, "JPEG" if kind == "MPO" else kind, orientation, frames)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, from the header alone: Pillow's own `getexif` decodes a PNG's pixels to look behind."""
+    exif = image.getexif() if image.format != "PNG" else Image.Exif()
+    if image.format == "PNG" and "exif" in image.info:
+        exif.load(image.info["exif"])
+    value = exif.get(0x0112, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def decode(data: bytes) -> Pixels:
@@ -319,5 +327,6 @@ def versions() -> dict[str, str]:
 
 def reason(exc: BaseException) -> str:
     """What an exception says, in a line of at most 200 characters and without the folder names of this machine."""
-    text = " ".join(f"{type(exc).__name__}: {exc}".split())
+    cause = exc.__cause__ if exc.__cause__ is not None else exc  # rasterio chains GDAL's own words
+    text = " ".join(f"{type(exc).__name__}: {cause}".split())
     return re.sub(r"(/[^/\s'\"]+)+/", "", text)[:200]

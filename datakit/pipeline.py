@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections import Counter
@@ -41,7 +42,9 @@ class Build(leave.Story):
         for before, step in zip(("list", *STEPS), STEPS, strict=False):
             parts[step] = self.name_parts(step, parts[before])
         # `same_place`, `protect` and `dedup` will stand here, over the columns of the last parts.
-        leave.keep_note(self.work, self.recipe.name, self.out, [p for paths in parts.values() for p in paths])
+        uses = [p for paths in parts.values() for p in paths]
+        uses += [self.work / "labels" / f"{name}.parquet" for name in self.labels.values()]
+        leave.keep_note(self.work, self.recipe.name, self.out, uses)
         for before, step in zip(("list", *STEPS), STEPS, strict=False):
             self.step(step, parts[before], parts[step])
             self.check_chain(before, step)
@@ -54,10 +57,8 @@ class Build(leave.Story):
             waiting = [job for job in pictures if not job.path.exists()]
             unwritten = [job for job in jobs if written(job) is None]
             self.restage(parts, leave.needed_bytes(unwritten, waiting))
-            leave.keep_note(
-                self.work, self.recipe.name, self.out,
-                [p for paths in parts.values() for p in paths] + [j.sidecar for j in jobs] + [j.path for j in pictures],
-            )  # fmt: skip
+            uses += [job.sidecar for job in jobs] + [job.path for job in pictures]
+            leave.keep_note(self.work, self.recipe.name, self.out, uses)
             if unwritten:
                 (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
             with self.timed("pictures"):
@@ -269,6 +270,32 @@ def locked(work: Path, alone: bool = False) -> Iterator[None]:
             busy = "a build is running in" if alone else "`datakit gc` is running in"
             raise StageError(f"{busy} {work}: wait until it ends") from None
         yield
+
+
+def gc(work: str | Path) -> dict[str, int]:
+    """Free what no build uses any more: builds whose OUT is gone count no longer. Gives files and bytes freed."""
+    work = Path(work)
+    if not (work / "builds").is_dir():
+        raise StageError(f"{work}: not a work folder of datakit")
+    with locked(work, alone=True):
+        used: set[Path] = set()
+        for note in sorted((work / "builds").glob("*.json")):
+            about = json.loads(note.read_text())
+            if Path(about["out"]).exists():
+                used |= {work / name for name in about["uses"]}
+            else:
+                note.unlink()
+        used |= {path.with_suffix(STAGED) for path in used}
+        used |= {names for path in used for names in path.parent.glob("*.names.parquet")}
+        freed = {"files": 0, "bytes": 0}
+        for kind in ("list", *STEPS, "labels", "shards", "pictures", "tmp"):
+            for path in sorted((work / kind).rglob("*"), reverse=True):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+                elif path.is_file() and path not in used:
+                    freed = {"files": freed["files"] + 1, "bytes": freed["bytes"] + path.stat().st_size}
+                    path.unlink()
+    return freed
 
 
 def source_of(part: Path) -> str:

@@ -17,7 +17,7 @@ from rasterio.warp import transform as warp
 from .sample import Sample, Window
 
 CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # right, down
-METRES_PER_DEGREE = 111_319.49  # of the equator, WGS 84
+EQUATOR_M, ECCENTRICITY2 = 6_378_137.0, 6.694_379_990_14e-3  # WGS 84
 Footprint = tuple[float, ...]  # lon, lat of the corners: top left, top right, bottom right, bottom left; or empty
 
 
@@ -48,21 +48,37 @@ def footprints(sample: Sample, windows: Sequence[Window]) -> list[Footprint]:
 
 
 def gsd_m(sample: Sample) -> float | None:
-    """Ground sampling distance in metres at the centre of the image: the square root of a pixel's area."""
+    """Ground sampling distance in metres at the centre of the image: the square root of the ground that a pixel covers.
+
+    Measured on the WGS 84 ellipsoid, so that neither degrees nor the scale of a projection (Mercator's is 1 / cos of
+    the latitude) distort it.
+    """
     transform = _affine(sample)
-    crs = _crs(sample.crs)
-    if transform is None or crs is None:
+    if not sample.crs or transform is None:
         return None
-    area = abs(transform.a * transform.e - transform.b * transform.d)
-    if crs.is_geographic:
-        latitude = (transform * (sample.width / 2, sample.height / 2))[1]
-        area *= METRES_PER_DEGREE**2 * max(math.cos(math.radians(latitude)), 0.0)
-    else:
-        try:
-            area *= crs.linear_units_factor[1] ** 2
-        except CRSError:
-            return None
+    col, row = sample.width / 2, sample.height / 2
+    points = _to_wgs84(sample.crs, [transform * p for p in ((col, row), (col + 1, row), (col, row + 1))])
+    if points is None or not all(math.isfinite(v) for point in points for v in point):
+        return None
+    (lon, lat), *others = points
+    east, north = _metres_per_degree(lat)
+    (ax, ay), (bx, by) = (((_turn(x - lon)) * east, (y - lat) * north) for x, y in others)
+    area = abs(ax * by - ay * bx)
     return math.sqrt(area) if area > 0 else None
+
+
+def _metres_per_degree(latitude: float) -> tuple[float, float]:
+    """Lengths of a degree of longitude and of latitude: the radii of curvature of the ellipsoid."""
+    sine = math.sin(math.radians(latitude))
+    flat = 1 - ECCENTRICITY2 * sine * sine
+    prime = EQUATOR_M / math.sqrt(flat)
+    meridian = EQUATOR_M * (1 - ECCENTRICITY2) / flat**1.5
+    return math.radians(prime * math.cos(math.radians(latitude))), math.radians(meridian)
+
+
+def _turn(degrees: float) -> float:
+    """An angle in -180..180, so that the date line is no step."""
+    return (degrees + 180) % 360 - 180
 
 
 def _affine(sample: Sample) -> Any:

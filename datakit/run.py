@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -210,7 +211,7 @@ class Engine:
         from distributed import as_completed
 
         waiting = iter(items)
-        first = [item for item, _ in zip(waiting, range(self.workers * IN_FLIGHT), strict=False)]
+        first = list(islice(waiting, self.workers * IN_FLIGHT))
         if not first:
             return
         client = self._start()
@@ -219,9 +220,8 @@ class Engine:
             for future in running:
                 yield future.result()
                 future.release()
-                for item in waiting:
+                for item in islice(waiting, 1):
                     running.add(client.submit(task, item, pure=False))
-                    break
 
     def _start(self) -> Any:
         if self._client is None:

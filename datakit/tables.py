@@ -15,7 +15,7 @@ def closing(manifest: Manifest, timings: dict[str, Any]) -> str:
         dropped = ", ".join(f"{reason} {n:,}" for reason, n in count.dropped.items())
         read = timings["read_bytes"].get(count.stage, {}).get(count.source, 0)
         seconds = timings["worker_seconds"].get(count.stage, {}).get(count.source, 0.0)
-        speed = f"{read / 1e6 / seconds:.1f}" if read and seconds else "-"
+        speed = f"{read / 1e6 / seconds:.1f}" if read and seconds and count.stage in ("scan", "cut") else "-"
         rows.append((count.stage, count.source, f"{count.came:,}", made, speed, dropped))
     left: list[tuple[str, ...]] = [("source", "samples", "kB a tile", "PSNR dB", "licence")]
     for source in manifest.sources:

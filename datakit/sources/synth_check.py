@@ -18,7 +18,7 @@ from ..manifest import Manifest
 
 TILE_PX = 512
 LEAST_VALID_SHARE, TOLERANCE = 0.5, 0.03  # polygons and collars are measured in whole pixels
-COLUMNS = ["source", "name", "window", "width", "height", "dropped"]
+COLUMNS = ["source", "name", "window", "width", "height"]
 Key = tuple[str, str]
 Window = tuple[float, float, float, float]  # left, top, width, height
 
@@ -51,9 +51,9 @@ def check(out: Path, folder: Path) -> list[str]:
 def _records(out: Path) -> dict[Key, list[_Record]]:
     """Kept and dropped records by image."""
     found: dict[Key, list[_Record]] = defaultdict(list)
-    for name in ("samples.parquet", "dropped.parquet"):
-        for row in pq.read_table(out / name, columns=COLUMNS).to_pylist():
-            dropped = row["dropped"] or ("" if name == "samples.parquet" else "no reason given")
+    for name, more in (("samples.parquet", []), ("dropped.parquet", ["dropped"])):
+        for row in pq.read_table(out / name, columns=COLUMNS + more).to_pylist():
+            dropped = (row["dropped"] or "no reason given") if more else ""
             window = tuple(row["window"]) if row["window"] else None
             found[row["source"], row["name"]].append(_Record(dropped, window, (row["width"], row["height"])))
     return found

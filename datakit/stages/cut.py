@@ -96,10 +96,12 @@ class Cut(Spec):
             phashes, thumbnail, digest = measure.sign(pixels)
             facts |= {"signatures": phashes, "thumbnail": thumbnail, "pixel_digest": digest}
         copied = reader.stored_jpeg(sample) if self.copy_jpeg and self.encode.format == "jpeg" else None
-        data = self.encode(pixels) if copied is None else copied
+        if copied is not None:
+            return replace(sample, copied=True, **facts), copied
+        data = self.encode(pixels)
         if self.measure and int(mix64(np.array([sample.id]), 1)[0]) % PSNR_ONE_IN == 0:
-            facts["psnr_db"] = 99.0 if copied else measure.psnr_db(pixels, image.decode(data))
-        return replace(sample, copied=copied is not None, **facts), data
+            facts["psnr_db"] = measure.psnr_db(pixels, image.decode(data))
+        return replace(sample, **facts), data
 
 
 @dataclass

@@ -86,8 +86,10 @@ class Dtype(_Rule):
 
 
 class Bands(_Rule):
-    """Images that lack one of these bands, by name, or (`exact`) have others besides: a composite of infrared, red and
-    green has three bands and is no picture. Alpha is no band."""
+    """Images that lack one of these bands, by name, or (`exact`) have others besides.
+
+    A composite of infrared, red and green has three bands and is no picture. Alpha is no band.
+    """
 
     rule: Literal["bands"] = "bands"
     allow: tuple[str, ...]
@@ -152,13 +154,15 @@ class LargerThan(_Rule):
 
 
 class SplitRule(_Rule):
-    """Images of these splits of their collection."""
+    """Images of these splits: "test" of every collection, or "dota:test" of one source."""
 
     rule: Literal["split"] = "split"
     deny: tuple[str, ...]
 
     def matches(self, c: Columns) -> Bools:
-        return np.isin(c["split"].astype(str), self.deny)
+        denied = set(self.deny)
+        pairs = zip(c.texts("source"), c.texts("split"), strict=True)
+        return np.array([split in denied or f"{source}:{split}" in denied for source, split in pairs], bool)
 
 
 class PathPattern(_Rule):
@@ -183,10 +187,9 @@ class EveryNth(_Rule):
     def matches(self, c: Columns) -> Bools:
         found = re.compile(self.frame)
         numbers = [found.search(name) for name in c.texts("name")]
-        others = np.array([m is not None and int(m[1]) % self.n != 0 for m in numbers], bool)
-        here = np.isin(c["source"].astype(str), self.source) if self.source else np.ones(len(c), bool)
-        both: Bools = others & here
-        return both
+        here = [self.source in ("", source) for source in c.texts("source")]
+        others = [h and m is not None and int(m[1]) % self.n != 0 for h, m in zip(here, numbers, strict=True)]
+        return np.array(others, bool)
 
 
 class Licence(_Rule):

@@ -1,0 +1,39 @@
+# `make opticalrs` and `make test` do everything, installing included.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build
+
+.PHONY: install check test soak bench opticalrs clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layers.py tests/test_public.py
+
+test: check
+	$(BIN)/pytest -q
+
+soak: install
+	$(BIN)/pytest -q -m soak
+
+bench: install
+	$(BIN)/python bench/cut.py
+
+# The main job: the embedded collection, built by the recipe that real data runs, then scored against what was planted.
+opticalrs: install
+	test -f $(BUILD)/collection/truth.json || $(BIN)/datakit synth opticalrs $(BUILD)/collection
+	$(BIN)/datakit build recipes/opticalrs.yaml --data $(BUILD)/collection --out $(BUILD)/opticalrs --allow-missing
+	$(BIN)/datakit synth check $(BUILD)/opticalrs $(BUILD)/collection
+
+clean:
+	rm -rf $(BUILD)
