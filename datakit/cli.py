@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import DatakitError
+from . import __version__
+from .errors import DatakitError, SourceError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 0 if it did what was asked, 1 with a message on stderr if not."""
     args = parser().parse_args(argv)
+    if args.verb is None:
+        parser().print_help()
+        return 0
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except DatakitError as exc:
         print(f"datakit: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("datakit: stopped; the same command continues where it was", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as in `datakit check … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="datakit", description="Public image collections to WebDataset shards.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    top.add_argument("--version", action="version", version=f"datakit {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
 
     build = verbs.add_parser("build", help="build the data set that a recipe describes")
     recipe_arguments(build)
     build.add_argument("--out", type=Path, help="folder for the shards (default: the recipe's name)")
     build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
-    build.add_argument("--workers", type=int, help="processes (default: one a core; 0: this process)")
+    build.add_argument("--workers", type=whole(0), metavar="N", help="processes (default: one a core; 0: this process)")
     build.add_argument(
         "--free", action="store_true", help="delete staged tiles as the shards that hold them are written"
     )
@@ -42,7 +57,13 @@ def parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="validate a recipe and its sources and print the plan; changes nothing")
     recipe_arguments(check)
-    check.add_argument("--most", type=int, default=2000, help="images a source whose headers are read (default: 2000)")
+    check.add_argument(
+        "--most",
+        type=whole(1),
+        default=2000,
+        metavar="N",
+        help="images a source whose headers are read (default: 2000)",
+    )
     check.set_defaults(run=run_check)
 
     synth = verbs.add_parser("synth", help="make the embedded collection, or check a build of it")
@@ -66,13 +87,33 @@ def recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments name, with their changes."""
+    from .recipe import Recipe, parse_changes
+
+    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    if not args.data.exists():
+        raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
+    return recipe
+
+
 def run_build(args: argparse.Namespace) -> int:
     from .pipeline import build
-    from .recipe import Recipe, parse_changes
     from .tables import closing
 
     start = time.monotonic()
-    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    recipe = recipe_of(args)
     out = args.out or Path(recipe.name)
     options = {"work": args.work, "workers": args.workers, "allow_missing": args.allow_missing, "free": args.free}
     manifest = build(recipe, args.data, out, say=say, **options)
@@ -94,10 +135,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     from .plan import check
-    from .recipe import Recipe, parse_changes
 
-    recipe = Recipe.load(args.recipe, parse_changes(args.set))
-    print(check(recipe, args.data, allow_missing=args.allow_missing, most=args.most))
+    for line in check(recipe_of(args), args.data, allow_missing=args.allow_missing, most=args.most, say=say):
+        print(line)
     return 0
 
 

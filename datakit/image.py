@@ -38,7 +38,39 @@ _PILLOW_BANDS = {
 }  # fmt: skip
 _PILLOW_DTYPE = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16B": "uint16"}
 DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE})
-Rows = tuple[Pixels, Mask | None]  # (h, W, 3) uint8, and which of them are valid; None: all
+
+
+class Piece:
+    """Some rows of an image, or a window: as an array, or as Pillow has it, whichever is asked for."""
+
+    def __init__(self, pixels: Pixels | None, picture: Image.Image | None = None, valid: Mask | None = None) -> None:
+        self._pixels, self._picture = pixels, picture
+        self.valid = valid  # (h, w); None: all of it is
+
+    @property
+    def pixels(self) -> Pixels:
+        """(h, w, 3) uint8."""
+        if self._pixels is None:
+            self._pixels = np.asarray(self._picture)
+        return self._pixels
+
+    @property
+    def picture(self) -> Image.Image:
+        if self._picture is None:
+            self._picture = Image.fromarray(self.pixels)
+        return self._picture
+
+    @property
+    def height(self) -> int:
+        return len(self.pixels) if self._picture is None else self._picture.height
+
+    def window(self, left: int, top: int, width: int, height: int) -> Piece:
+        """A part of it, in px from its top left corner."""
+        place = np.s_[top : top + height, left : left + width]
+        picture = self._picture.crop((left, top, left + width, top + height)) if self._picture else None
+        pixels = np.ascontiguousarray(self._pixels[place]) if self._pixels is not None else None
+        valid = None if self.valid is None or self.valid[place].all() else np.ascontiguousarray(self.valid[place])
+        return Piece(pixels, picture, valid)
 
 
 class Header(NamedTuple):
@@ -65,10 +97,9 @@ class Encode(Spec):
     def suffix(self) -> str:
         return {"jpeg": "jpg"}.get(self.format, self.format)
 
-    def __call__(self, pixels: Pixels) -> bytes:
-        """A picture, (H, W, 3) uint8, as bytes."""
+    def __call__(self, picture: Image.Image) -> bytes:
+        """A picture as bytes."""
         out = io.BytesIO()
-        picture = Image.fromarray(pixels)
         if self.format == "jpeg":
             picture.save(out, "JPEG", quality=self.quality, subsampling=self.subsampling)
         elif self.format == "png":
@@ -102,9 +133,10 @@ class Reader:
     scratch: Path
     narrow: Narrow | None = None
     max_pixels: int = 1 << 28  # of formats without blocks
+    collars: bool = True  # False: nobody asks which pixels of images without nodata are valid
 
-    def rows(self, sample: Sample) -> Iterator[Rows]:
-        """The image that `sample` is (a window of), as shown, in pieces: (h, W, 3) uint8 and their validity.
+    def rows(self, sample: Sample) -> Iterator[Piece]:
+        """The image that `sample` is (a window of), as shown, in pieces of full width.
 
         Gray comes as three equal bands. Raises OSError and the like where it cannot be read, TooLarge, NotShown.
         """
@@ -129,21 +161,24 @@ class Reader:
             plain = picture.mode == "L" or (picture.mode == "RGB" and picture.info.get("adobe_transform", 1) != 0)
         return data if plain else None
 
-    def _pillow(self, sample: Sample) -> Iterator[Rows]:
+    def _pillow(self, sample: Sample) -> Iterator[Piece]:
         with opened(self.root, sample) as image:
             image.load()
             picture = ImageOps.exif_transpose(image) if sample.orientation != 1 else image
             if sample.alpha:
                 layers = np.asarray(picture.convert("RGBA"))
-                pixels, valid = np.ascontiguousarray(layers[:, :, :3]), layers[:, :, 3] > 0
-                yield pixels, None if valid.all() else valid
+                valid = layers[:, :, 3] > 0
+                yield Piece(np.ascontiguousarray(layers[:, :, :3]), valid=None if valid.all() else valid)
                 return
-            pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-        if pixels.shape[:2] != (sample.image_height, sample.image_width):
-            raise OSError(f"{pixels.shape[1]} x {pixels.shape[0]} px, where the header said otherwise")
-        yield pixels, Collar(pixels.shape[1]).valid(pixels, first=True, last=True)
+            picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+            if picture.size != (sample.image_width, sample.image_height):
+                raise OSError(f"{picture.width} x {picture.height} px, where the header said otherwise")
+            piece = Piece(None, picture)
+            if self.collars:
+                piece.valid = Collar(picture.width).valid(piece.pixels, first=True, last=True)
+            yield piece
 
-    def _raster(self, sample: Sample) -> Iterator[Rows]:
+    def _raster(self, sample: Sample) -> Iterator[Piece]:
         with files.local(self.root, sample, self.scratch) as name, rasterio.open(name) as raster:
             block = raster.block_shapes[0]
             if block[0] * block[1] > 2 * WHOLE_PX:
@@ -151,13 +186,13 @@ class Reader:
             picker = Picker.of(raster, sample, self.narrow)
             whole = raster.width * raster.height <= WHOLE_PX
             step = raster.height if whole else max(BAND_PX // raster.width // block[0], 1) * block[0]
-            collar = None if picker.has_mask else Collar(raster.width)
+            collar = Collar(raster.width) if self.collars and not picker.has_mask else None
             for top in range(0, raster.height, step):
                 window = RasterWindow(0, top, raster.width, min(step, raster.height - top))
-                pixels, valid = picker.read(raster, window)
+                piece = picker.read(raster, window)
                 if collar:
-                    valid = collar.valid(pixels, top == 0, top + step >= raster.height)
-                yield pixels, valid
+                    piece.valid = collar.valid(piece.pixels, top == 0, top + step >= raster.height)
+                yield piece
 
 
 class TooLarge(Exception):
@@ -206,7 +241,7 @@ class Picker:
                 table[level] = colour
         return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, raster.nodata, table)
 
-    def read(self, raster: Any, window: RasterWindow) -> Rows:
+    def read(self, raster: Any, window: RasterWindow) -> Piece:
         levels = np.moveaxis(raster.read(self.indexes, window=window), 0, -1)  # (h, W, bands)
         valid: Mask | None = None
         if self.nodata is not None:
@@ -222,7 +257,7 @@ class Picker:
         pixels = self.narrow(levels) if self.narrow else levels
         if pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
-        return np.ascontiguousarray(pixels), None if valid is None or valid.all() else valid
+        return Piece(np.ascontiguousarray(pixels), valid=None if valid is None or valid.all() else valid)
 
 
 @contextmanager
@@ -288,7 +323,7 @@ def preview(data: bytes, side_px: int) -> bytes | None:
                 return None
             small = ImageOps.exif_transpose(picture).convert("RGB")
             small.thumbnail((side_px, side_px))
-            return Encode(quality=80)(np.asarray(small))
+            return Encode(quality=80)(small)
     except Exception:  # whatever is wrong with it: it is dropped already, with its reason
         return None
 
@@ -307,8 +342,8 @@ def preview_of(root: Path, sample: Sample, scratch: Path, side_px: int) -> bytes
         if sample.dtype != "uint8":
             low, high = float(levels.min()), float(levels.max())
             levels = (levels - low) * (255.0 / max(high - low, 1e-9))
-        pixels = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
-        return Encode(quality=80)(np.ascontiguousarray(np.repeat(pixels, 3, axis=2)[:, :, :3] if count < 3 else pixels))
+        shown = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
+        return Encode(quality=80)(Image.fromarray(shown if count == 3 else shown[:, :, 0]).convert("RGB"))
     except Exception:  # as above
         return None
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from .errors import RecipeError, ShardError
 from .sample import Spec
+
+
+def _is_glob(glob: str) -> str:
+    try:
+        _pattern(glob)
+    except re.error as exc:
+        raise ValueError(f"{glob} is not a glob: {exc}") from None
+    return glob
+
+
+Glob = Annotated[str, AfterValidator(_is_glob)]
 
 
 class ClassFolders(Spec):
@@ -53,8 +65,8 @@ class Layout(Spec):
     Names are paths below the collection's folder; a member of an archive is named as if it were unpacked beside it.
     """
 
-    images: tuple[str, ...]
-    label_files: tuple[str, ...] = ()
+    images: tuple[Glob, ...]
+    label_files: tuple[Glob, ...] = ()
     labels: tuple[Labels, ...] = ()
 
     def kind(self, name: str) -> Literal["image", "label", ""]:
@@ -67,7 +79,7 @@ class Layout(Spec):
 class Split(Spec):
     """The images of one split: the globs that tell it, and how many the publisher counts."""
 
-    images: tuple[str, ...] = ()
+    images: tuple[Glob, ...] = ()
     count: int | None = Field(None, ge=0)
 
 
@@ -143,6 +155,9 @@ class Count(Spec):
     dropped: dict[str, int]
 
 
+FORMAT = 1
+
+
 class Manifest(Spec):
     """What a build left: `manifest.json`, written last, so that a folder that has one is whole."""
 
@@ -172,9 +187,16 @@ class Manifest(Spec):
         if not path.exists():
             raise ShardError(f"{path}: no such file. A build that did not finish has none: run `datakit build` again")
         try:
-            return cls.model_validate_json(path.read_text())
-        except ValidationError as exc:
-            raise ShardError(f"{path}: not a manifest that this version reads (format 1): {exc}") from None
+            plain = json.loads(path.read_bytes())
+            found = plain.get("format", "unknown") if isinstance(plain, dict) else "unknown"
+            if found != FORMAT:
+                raise ShardError(f"{path}: manifest format {found}; this version reads {FORMAT}. Update datakit")
+            return cls.model_validate(plain)
+        except OSError as exc:
+            raise ShardError(f"{path}: {exc.strerror}. Let the user that runs this read it") from None
+        except ValueError as exc:
+            wrong = "; ".join(wrong_fields(cls, exc).values()) if isinstance(exc, ValidationError) else str(exc)
+            raise ShardError(f"{path}: not a whole manifest ({wrong}). Build the set again to rewrite it") from None
 
 
 S = TypeVar("S", bound=Spec)
@@ -200,8 +222,37 @@ def validate(kind: type[S], plain: object, where: str) -> S:
     try:
         return kind.model_validate(plain)
     except ValidationError as exc:
-        wrong = [f"  {'.'.join(map(str, e['loc'])) or 'whole file'}: {e['msg']}" for e in exc.errors()]
+        wrong = [f"  {line}" for line in wrong_fields(kind, exc).values()]
         raise RecipeError("\n".join([f"{where}: {len(wrong)} wrong", *wrong])) from None
+
+
+def wrong_fields(kind: type[BaseModel], exc: ValidationError) -> dict[tuple[int | str, ...], str]:
+    """A line for each wrong field by its place: where, what is allowed, and what was given."""
+    lines = {}
+    for error in exc.errors():
+        where, what = error["loc"], error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            allowed = sorted({name for model in _models(kind, where[:-1]) for name in model.model_fields})
+            what = f"no such key; allowed: {', '.join(allowed)}"
+        elif isinstance(error["input"], str | int | float):
+            what += f", not {error['input']!r:.60}"
+        lines[where] = f"{'.'.join(map(str, where)) or 'whole file'}: {what}"
+    return lines
+
+
+def _models(kind: Any, way: tuple[int | str, ...]) -> Iterator[type[BaseModel]]:
+    """The models that lie at `way`, as pydantic gives the place of an error, below a type."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not way:
+            yield kind
+        elif way[0] in kind.model_fields:
+            yield from _models(kind.model_fields[str(way[0])].annotation, way[1:])
+        elif any(way[0] in get_args(field.annotation) for field in kind.model_fields.values()):
+            yield from _models(kind, way[1:])  # the tag that told this one of several models
+        return
+    inside = way[1:] if way and getattr(kind, "__origin__", None) in (tuple, list, dict) else way
+    for part in get_args(kind):
+        yield from _models(part, inside)
 
 
 def _any_matches(globs: tuple[str, ...], name: str) -> bool:
@@ -210,8 +261,14 @@ def _any_matches(globs: tuple[str, ...], name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _pattern(glob: str) -> re.Pattern[str]:
-    """A glob as a pattern: `**/` is any folders or none, `*` and `?` stay within a folder, [ab] is either."""
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    """A glob as a pattern: `**/` is any folders or none, `*` and `?` stay in a folder, [ab] is either, [!a] others."""
     parts = re.findall(r"\*\*/|\*\*|\[[^]/]+]|.", glob, re.DOTALL)
-    spelled = (part if part[0] == "[" and part[-1] == "]" else words.get(part) or re.escape(part) for part in parts)
-    return re.compile("".join(spelled), re.DOTALL)
+    return re.compile("".join(map(_spelled, parts)), re.DOTALL)
+
+
+def _spelled(part: str) -> str:
+    if len(part) > 2 and part[0] == "[":
+        others = part[1] == "!" and len(part) > 3
+        letters = re.sub(r"([^\w-])", r"\\\1", part[2 if others else 1 : -1])
+        return f"[^/{letters}]" if others else f"[{letters}]"
+    return {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)

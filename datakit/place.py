@@ -11,13 +11,15 @@ from typing import Any
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.transform import Affine, GroundControlPoint, from_gcps
+from rasterio.transform import GroundControlPoint, from_gcps
 from rasterio.warp import transform as warp
 
 from .sample import Sample, Window
 
 CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))  # right, down
+NORTHMOST = 90 + 1e-9  # a latitude beyond the pole is no place, though degrees pass for any number
 EQUATOR_M, ECCENTRICITY2 = 6_378_137.0, 6.694_379_990_14e-3  # WGS 84
+Transform = tuple[float, ...]  # 6: x = a col + b row + c, y = d col + e row + f
 Footprint = tuple[float, ...]  # lon, lat of the corners: top left, top right, bottom right, bottom left; or empty
 
 
@@ -39,7 +41,7 @@ def footprints(sample: Sample, windows: Sequence[Window]) -> list[Footprint]:
     if not sample.crs or transform is None:
         return [()] * len(windows)
     corners = [
-        [transform * (w.left + right * w.width, w.top + down * w.height) for right, down in CORNERS] for w in windows
+        [_at(transform, w.left + right * w.width, w.top + down * w.height) for right, down in CORNERS] for w in windows
     ]
     at_once = _to_wgs84(sample.crs, [xy for each in corners for xy in each])
     if at_once is not None:
@@ -57,8 +59,8 @@ def gsd_m(sample: Sample) -> float | None:
     if not sample.crs or transform is None:
         return None
     col, row = sample.width / 2, sample.height / 2
-    points = _to_wgs84(sample.crs, [transform * p for p in ((col, row), (col + 1, row), (col, row + 1))])
-    if points is None or not all(math.isfinite(v) for point in points for v in point):
+    points = _to_wgs84(sample.crs, [_at(transform, *p) for p in ((col, row), (col + 1, row), (col, row + 1))])
+    if not points or not _closed(points):
         return None
     (lon, lat), *others = points
     east, north = _metres_per_degree(lat)
@@ -81,13 +83,33 @@ def _turn(degrees: float) -> float:
     return (degrees + 180) % 360 - 180
 
 
-def _affine(sample: Sample) -> Any:
-    if sample.transform:
-        return Affine(*sample.transform)
-    if sample.gcps:
-        points = [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for c, r, x, y, z in json.loads(sample.gcps)]
-        return from_gcps(points)
-    return None
+def _at(transform: Transform, col: float, row: float) -> tuple[float, float]:
+    """Where a point of the image, in px, lies in its CRS."""
+    a, b, c, d, e, f = transform
+    return a * col + b * row + c, d * col + e * row + f
+
+
+def _affine(sample: Sample) -> Transform | None:
+    """What maps pixels to the CRS, six numbers; for GCPs the one that fits them best, if any does."""
+    if sample.transform or not sample.gcps:
+        return sample.transform
+    points = json.loads(sample.gcps)
+    if not _spread_out(points):
+        return None
+    return tuple(from_gcps([GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for c, r, x, y, z in points])[:6])
+
+
+def _spread_out(points: list[list[float]]) -> bool:
+    """Whether points (col, row, x, y, z) can be fitted: GDAL gives memory as it found it for those that cannot."""
+    if len(points) < 2 or not all(math.isfinite(v) for point in points for v in point):
+        return False
+    cols, rows, xs, ys, _ = zip(*points, strict=True)
+    if min(max(values) - min(values) for values in (cols, rows, xs, ys)) < 1e-9:
+        return False
+    col, row = sum(cols) / len(points), sum(rows) / len(points)
+    across = sum((c - col) ** 2 for c in cols) * sum((r - row) ** 2 for r in rows)
+    both = sum((c - col) * (r - row) for c, r in zip(cols, rows, strict=True))
+    return len(points) == 2 or across - both * both > 1e-9 * across  # two are taken for an image that is not rotated
 
 
 @lru_cache(maxsize=1024)
@@ -104,11 +126,12 @@ def _to_wgs84(crs: str, points: list[tuple[float, float]]) -> list[tuple[float, 
         return None
     try:
         lons, lats = warp(_crs(crs), _crs("EPSG:4326"), [x for x, _ in points], [y for _, y in points])
-    except (RasterioError, CPLE_BaseError):
+    except (RasterioError, CPLE_BaseError, CRSError):
         return None
     return list(zip(lons, lats, strict=True))
 
 
 def _closed(lonlat: list[tuple[float, float]]) -> Footprint:
     flat = tuple(float(v) for point in lonlat for v in point)
-    return flat if all(math.isfinite(v) for v in flat) else ()
+    inside = all(math.isfinite(lon) and abs(lat) <= NORTHMOST for lon, lat in lonlat)
+    return flat if inside else ()

@@ -3,138 +3,205 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import files
 from .errors import SourceError
 from .recipe import Recipe
 from .run import funnel_of, kept_rows
-from .sample import Part, from_table, mix64, to_table
+from .sample import Part, Sample, Spec, from_table, mix64, to_table
 from .sources import folder
 from .sources.scan import Scan, Source, label_table, listing
 from .tables import aligned
 
 BYTES_PER_PX = {"jpeg": 0.4, "png": 2.2, "webp": 1.6}  # of aerial tiles; jpeg at quality 90
-RECORD_BYTES = 1500  # a tile's records in the work folder and in OUT
+RECORD_BYTES = 3000  # a tile's records in the work folder
+SAMPLE_BYTES = 3300  # headers, padding and JSON of a sample in its shard, and its rows in the tables
 SIDES_PX = (64, 128, 256, 512, 513, 1025)  # lower ends of the bins of the histogram
 
 
 @dataclass
 class Expected:
-    """What one source will give, scaled up from the images whose headers were read."""
+    """What one source will give: `images` counted; the rest of those whose headers were read."""
 
     images: int = 0
     looked_at: int = 0
-    tiles: float = 0.0
-    pixels: float = 0.0
+    tiles: int = 0
+    encoded_px: int = 0
+    copied_bytes: int = 0
+    not_images: Counter[str] = field(default_factory=Counter)  # by reason, of all files
     dropped: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
 
+    @property
+    def scale(self) -> float:
+        return self.images / max(self.looked_at, 1)
 
-def check(recipe: Recipe, data: str | Path, allow_missing: bool = False, most: int = 2000) -> str:
-    """The plan of a build as text; reads headers of at most `most` images a source, and writes nothing.
 
-    SourceError if collections are not on disk and `allow_missing` is not set; its message ends the plan.
+def check(
+    recipe: Recipe,
+    data: str | Path,
+    allow_missing: bool = False,
+    most: int = 2000,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[str]:
+    """The plan of a build, line by line; reads headers of at most `most` images a source, and changes nothing.
+
+    At its end, where the build itself would stop: SourceError if collections are not on disk and `allow_missing` is not
+    set, or if there is no image at all.
     """
-    lines = [f"{recipe.name}: {recipe.title}", ""]
+    roots = {source.name: source.find(Path(data)) for source in recipe.sources}
     expected: dict[str, Expected] = {}
-    missing = []
-    rows: list[tuple[str, ...]] = [("source", "images", "published", "unmatched", "licence", "where")]
+    rows: list[tuple[str, ...]] = [("source", "images", "published", "licence", "where", "not taken, by its name")]
     for source in recipe.sources:
-        root = source.find(Path(data))
-        about = source.collection
-        if root is None:
-            missing.append(source)
-            rows.append((source.name, "-", f"{about.count or '-'}", "-", about.licence[:40], "not on disk"))
-            continue
-        found, expected[source.name] = look(recipe, source, root, most)
-        images = f"{expected[source.name].images:,}"
-        unmatched = f"{found['unmatched']:,}"
-        rows.append((source.name, images, f"{about.count or '-'}", unmatched, about.licence[:40], str(root)))
-    lines += [*aligned(rows), "", *stages(recipe), "", *outlook(expected, recipe.cut.encode.format)]
+        root, about = roots[source.name], source.collection
+        images, where, others = "-", "not on disk", ""
+        if root is not None:
+            say(f"looking at {source.name}")
+            e = expected[source.name] = look(recipe, source, root, most)
+            images, where, others = f"{e.images:,}", str(root), counted(e.not_images)
+        published = "-" if about.count is None else f"{about.count:,}"
+        rows.append((source.name, images, published, shorten(about.licence, 40, placeholder=" …"), where, others))
+    yield from (f"{recipe.name}: {recipe.title}", "", *aligned(rows), "")
+    missing = [source for source in recipe.sources if roots[source.name] is None]
+    if missing:
+        yield "not on disk:"
+        for source in missing:
+            yield f"  {source.name}: {Path(data) / source.path}  {source.collection.homepage}".rstrip()
+        yield ""
+    empty = [source for source in recipe.sources if source.name in expected and not expected[source.name].images]
+    for source in empty:
+        yield f"no image in {source.name}: its layout looks for {', '.join(source.collection.layout.images)}"
+    yield from (*stages(recipe), "", *outlook(recipe, expected))
     if missing and not allow_missing:
-        names = ", ".join(f"{s.name} ({s.collection.homepage})" for s in missing)
-        text = "\n".join(lines)
-        raise SourceError(f"{text}\nnot on disk: {names}. Fetch them, or leave them out with --allow-missing")
-    return "\n".join(lines)
+        names = ", ".join(source.name for source in missing)
+        raise SourceError(f"not on disk: {names}. Fetch them, correct --data, or leave them out with --allow-missing")
+    if len(empty) == len(expected):
+        raise SourceError(f"no source of {recipe.name} has any image: nothing to build. Correct --data or the layout")
 
 
-def look(recipe: Recipe, source: Source, root: Path, most: int) -> tuple[Counter[str], Expected]:
-    """Drops while listing, by reason, and what the headers of up to `most` images promise."""
+def look(recipe: Recipe, source: Source, root: Path, most: int) -> Expected:
+    """What the headers of up to `most` images of a source promise; which ones does not depend on their order."""
     found = list(folder.files(root))
     records = list(listing(source, found))
     images = [r for r in records if not r.dropped]
     order = np.argsort(mix64(np.array([r.id for r in images], np.int64), 0), kind="stable")[:most]
-    some = to_table(images[n] for n in order.tolist())
     expected = Expected(images=len(images), looked_at=len(order))
+    expected.not_images.update(r.dropped for r in records if r.dropped)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "labels").mkdir()
         pq.write_table(label_table(source, found), work / "labels" / "look.parquet")
         part = Part(work / "part.parquet", work, work, {source.name: files.home(root)})
-        for stage in (Scan(source=source, labels="look"), recipe.header_rules(), recipe.slice):
-            if stage is None:
-                continue
-            came = kept_rows(some)
-            some = stage(came, part)
-            for reasons in funnel_of(came, some).dropped.values():
-                expected.dropped += reasons
-    scale = len(images) / max(len(order), 1)
-    tiles = kept_rows(some)
-    expected.tiles = tiles.num_rows * scale
-    for tile in from_table(tiles):
-        expected.pixels += tile.width * tile.height * scale
-        expected.sides[bin_of(min(tile.width, tile.height))] += 1
-    return Counter(r.dropped for r in records if r.dropped), expected
+        some = to_table(images[n] for n in order.tolist())
+        for stage in (Scan(source=source, labels="look"), recipe.header_rules()):
+            some = kept(some, stage(some, part), expected.dropped)
+    for sample in from_table(some):
+        for tile in recipe.slice.tiles(sample) if recipe.slice else [sample]:
+            count_tile(tile, recipe, expected)
+    return expected
 
 
-def bin_of(side_px: int) -> int:
-    return max((low for low in SIDES_PX if low <= side_px), default=0)
+def kept(came: pa.Table, made: pa.Table, dropped: Counter[str]) -> pa.Table:
+    """The rows that a stage kept; the others are counted."""
+    for reasons in funnel_of(came, made).dropped.values():
+        dropped.update(reasons)
+    return kept_rows(made)
+
+
+def count_tile(tile: Sample, recipe: Recipe, expected: Expected) -> None:
+    """Add a tile: a whole JPEG is copied into a set of JPEGs, all else is encoded."""
+    if tile.dropped:
+        expected.dropped[tile.dropped] += 1
+        return
+    expected.tiles += 1
+    expected.sides[max((low for low in SIDES_PX if low <= min(tile.width, tile.height)), default=0)] += 1
+    if recipe.cut.copy_jpeg and recipe.cut.encode.format == "jpeg" == tile.format.lower() and not tile.window:
+        expected.copied_bytes += tile.file_bytes
+    else:
+        expected.encoded_px += tile.width * tile.height
 
 
 def stages(recipe: Recipe) -> Iterator[str]:
     """What each stage will do, in words and numbers of the recipe."""
-    for name, rules in (("exclude", recipe.header_rules().rules), ("measured", recipe.measured_rules().rules)):
-        yield f"{name}: {len(rules)} rules, the first that matches drops"
-        for rule in rules:
-            values = rule.model_dump(mode="json", exclude={"rule"}, exclude_defaults=True)
-            words = inspect.getdoc(type(rule)) or ""
-            yield f"  {rule.rule:14} {', '.join(f'{k}={v}' for k, v in values.items()):32} {words.splitlines()[0]}"
-        if name == "exclude":
-            way = recipe.slice.model_dump(mode="json", exclude_none=True) if recipe.slice else "images pass whole"
-            yield f"slice: {way}"
-            yield f"cut: {recipe.cut.model_dump(mode='json', exclude_none=True)}"
-    yield f"subset: {recipe.subset.model_dump(mode='json', exclude_none=True)}"
-    yield f"shards: {recipe.shards.model_dump(mode='json')}"
+    yield from rules("exclude", recipe.header_rules().rules, "header facts")
+    yield f"slice: {spelled(recipe.slice) if recipe.slice else 'images pass whole'}"
+    yield f"cut: {spelled(recipe.cut)}"
+    yield from rules("exclude", recipe.measured_rules().rules, "values that cut measures")
+    yield f"subset: {spelled(recipe.subset) or 'all samples'}"
+    yield f"shards: {spelled(recipe.shards)}"
 
 
-def outlook(expected: dict[str, Expected], kind: str) -> Iterator[str]:
+def rules(name: str, those: tuple[Any, ...], of: str) -> Iterator[str]:
+    """The rules of a stage, each with its values and the first sentence of what it says of itself."""
+    yield f"{name}, by {of}: " + ("the first rule that matches drops" if those else "no rules")
+    rows = []
+    for rule in those:
+        first = re.split(r"(?<=\.)\s|\n\n", inspect.getdoc(type(rule)) or "")[0]
+        rows.append((f"  {rule.rule}", spelled(rule, leave_out={"rule"}), " ".join(first.split())))
+    width = max((len(values) for _, values, _ in rows if len(values) <= 40), default=0)
+    for name, values, words in rows:
+        yield f"{name:14} {values:{width}}  {words}"
+
+
+def spelled(spec: Spec, leave_out: set[str] | None = None) -> str:
+    """The fields of a spec as `--set` takes them; those that are null or empty are left out."""
+    return ", ".join(f"{key}={value}" for key, value in _fields(spec.model_dump(mode="json", exclude=leave_out)))
+
+
+def _fields(plain: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{above}{key}.")
+        elif isinstance(value, list):
+            yield f"{above}{key}", f"[{', '.join(map(str, value))}]"
+        elif value not in (None, ""):
+            yield f"{above}{key}", str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def outlook(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
     """Expected tiles by source, sides of tiles, and disk; before rules over measured values and duplicates."""
-    rows: list[tuple[str, ...]] = [("source", "looked at", "expected tiles", "header drops among those looked at")]
+    rows: list[tuple[str, ...]] = [("source", "headers read", "expected tiles", "dropped by header, of those read")]
     sides: Counter[int] = Counter()
     for name, e in expected.items():
-        drops = ", ".join(f"{reason} {n:,}" for reason, n in sorted(e.dropped.items()))
-        rows.append((name, f"{e.looked_at:,} of {e.images:,}", f"{round(e.tiles):,}", drops))
+        read = f"{e.looked_at:,} of {e.images:,}"
+        rows.append((name, read, f"{round(e.tiles * e.scale):,}", counted(e.dropped)))
         for side, n in e.sides.items():
-            sides[side] += round(n * e.tiles / max(sum(e.sides.values()), 1))
-    yield from aligned(rows)
-    yield ""
-    yield "shorter side of a tile, px (before measured rules):"
+            sides[side] += round(n * e.scale)
+    yield from (*aligned(rows), "")
+    if sides:
+        yield "shorter side of a tile, px (before rules over measured values):"
     ends = dict(zip(SIDES_PX, [*(high - 1 for high in SIDES_PX[1:]), None], strict=True))
     for low in sorted(sides):
-        high = ends.get(low, 63)
+        high = ends.get(low, SIDES_PX[0] - 1)
         label = f"{low}" if high == low else f"{low} and more" if high is None else f"{low} to {high}"
-        yield f"  {label:14} {sides[low]:>12,} {'#' * round(40 * sides[low] / max(sides.values()))}"
-    tiles = sum(e.tiles for e in expected.values())
-    size = sum(e.pixels for e in expected.values()) * BYTES_PER_PX[kind]
+        yield f"  {label:14} {sides[low]:>12,} {'#' * round(40 * sides[low] / max(*sides.values(), 1))}"
+    tiles = sum(e.tiles * e.scale for e in expected.values())
+    a_px = BYTES_PER_PX[recipe.cut.encode.format]
+    work = sum((e.encoded_px * a_px + e.copied_bytes) * e.scale for e in expected.values())
+    subset = recipe.subset
+    taken = min(subset.count / max(tiles, 1), 1) if subset.count else subset.share or 1
     yield ""
-    work = size + tiles * RECORD_BYTES
-    yield f"disk, estimated: {size / 1e9:,.2f} GB of shards in OUT, {work / 1e9:,.2f} GB in the work folder"
-    yield "(records, and staged tiles, which --free deletes as shards are written)"
+    yield f"disk, estimated: {size(work * taken + tiles * taken * SAMPLE_BYTES)} of shards and tables in OUT,"
+    yield f"{size(work + tiles * RECORD_BYTES)} in the work folder (staged tiles, freed by --free, and records)"
+
+
+def counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes for people."""
+    unit, name = next(((u, name) for u, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if n_bytes >= u), (1e3, "kB"))
+    return f"{n_bytes / unit:,.1f} {name}"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .errors import RecipeError
-from .manifest import Collection, load_yaml, read_yaml, validate
+from .manifest import Collection, load_yaml, read_yaml, wrong_fields
 from .sample import Spec
 from .sources.scan import Source
 from .stages.cut import Cut
@@ -50,13 +50,20 @@ class Recipe(Spec):
         """
         path = find(Path(path))
         plain = with_base(path)
+        if isinstance(plain.get("sources"), list):
+            plain["sources"] = [{"manifest": s} if isinstance(s, str) else s for s in plain["sources"]]
         for key, value in (changes or {}).items():
             put(plain, key, value)
-        wrong: list[str] = []
-        plain["sources"] = [_source(entry, path, wrong) for entry in plain.get("sources") or []]
+        wrong: dict[tuple[int | str, ...], str] = {}
+        if isinstance(plain.get("sources"), list):
+            plain["sources"] = [_source(s, path, n, wrong) for n, s in enumerate(plain["sources"])]
+        try:
+            recipe = cls.model_validate(plain)
+        except ValidationError as exc:
+            wrong |= {at: line for at, line in wrong_fields(cls, exc).items() if at[:2] not in wrong}
         if wrong:
-            raise RecipeError("\n".join([f"{path}: {len(wrong)} wrong", *wrong]))
-        return validate(cls, plain, str(path))
+            raise RecipeError("\n".join([f"{path}: {len(wrong)} wrong", *(f"  {line}" for line in wrong.values())]))
+        return recipe
 
     def header_rules(self) -> Exclude:
         """The rules before `cut`."""
@@ -72,21 +79,19 @@ class Recipe(Spec):
 
 
 def find(path: Path) -> Path:
-    """A recipe file: `path` itself, or the bundled one of that name."""
-    if path.exists():
+    """A recipe file: `path` itself, or the bundled one of that name (`opticalrs`, `recipes/opticalrs.yaml`)."""
+    if path.exists() and not path.is_dir():  # a folder of that name is what a build of it left
         return path
-    bundled = [folder / f"{path.stem}.yaml" for folder in folders("recipes")]
-    found = next((p for p in bundled if p.exists()), None)
-    if found is None:
-        known = sorted({p.stem for folder in folders("recipes") for p in folder.glob("*.yaml")})
-        raise RecipeError(f"{path}: no such file, nor a bundled recipe: {', '.join(known)}")
-    return found
+    bundled = {p.stem: p for folder in reversed(folders("recipes")) for p in sorted(folder.glob("*.yaml"))}
+    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml") and path.stem in bundled:
+        return bundled[path.stem]
+    raise RecipeError(f"{path}: no such file, and no bundled recipe has this name; bundled are {', '.join(bundled)}")
 
 
 def folders(kind: str) -> list[Path]:
     """Where bundled `recipes` or `manifests` lie: in the package, or beside it in a checkout."""
     package = Path(str(resources.files("datakit")))
-    return [folder for folder in (package.parent / kind, package / "bundled" / kind) if folder.is_dir()]
+    return [folder for folder in (package / "bundled" / kind, package.parent / kind) if folder.is_dir()]
 
 
 def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -97,10 +102,12 @@ def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = plain.pop("base", None)
     if base is None:
         return plain
-    below = path.parent / str(base)
-    if not below.exists() or below in (path, *above):
-        raise RecipeError(f"{path}: base: {base}: no such file beside it, or one that builds on this one")
-    return merged(with_base(below, (path, *above)), plain)
+    below, above = path.parent / str(base), (*above, path.resolve())
+    if not below.is_file():
+        raise RecipeError(f"{path}: base: {base}: no such file in {path.parent}")
+    if below.resolve() in above:
+        raise RecipeError(f"{path}: base: {base} builds on this one itself")
+    return merged(with_base(below, above), plain)
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -115,20 +122,23 @@ def put(plain: dict[str, Any], key: str, value: Any) -> None:
     """Set a value by dotted key; a number in the key is a place in a list."""
     *way, last = key.split(".")
     here: Any = plain
-    for step in way:
-        if isinstance(here, list) and step.isdigit() and int(step) < len(here):
-            here = here[int(step)]
-        elif isinstance(here, dict):
-            here[step] = here.get(step) if isinstance(here.get(step), dict | list) else {}
-            here = here[step]
-        else:
-            raise RecipeError(f"--set {key}: nothing at {step}")
-    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        raise RecipeError(f"--set {key}: nothing at {last}")
+    for n, step in enumerate(way):
+        at = _place(here, step, key)
+        if isinstance(here, dict) and not isinstance(here.get(step), dict | list):
+            here[step] = {}
+        here = here[at]
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"--set {key}: {'.'.join(way[: n + 1])} is {here!r}, which has nothing inside")
+    here[_place(here, last, key)] = value
+
+
+def _place(here: dict[str, Any] | list[Any], step: str, key: str) -> Any:
+    """A step of a dotted key as what `here` is indexed by."""
+    if isinstance(here, dict):
+        return step
+    if step.isdecimal() and int(step) < len(here):
+        return int(step)
+    raise RecipeError(f"--set {key}: {step}: this is a list of {len(here)}, so give a number, 0 to {len(here) - 1}")
 
 
 def parse_changes(texts: list[str]) -> dict[str, Any]:
@@ -145,20 +155,22 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _source(entry: Any, recipe: Path, wrong: list[str]) -> Any:
-    """A source with its manifest in place; `entry` is a manifest's name, or has a key `manifest` or `collection`."""
-    plain = {"manifest": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
-    if "manifest" in plain:
-        name = str(plain.pop("manifest"))
-        places = [recipe.parent.parent / "manifests", recipe.parent / "manifests", *folders("manifests")]
-        found = next((p for p in (folder / f"{name}.yaml" for folder in places) if p.exists()), None)
+def _source(entry: Any, recipe: Path, n: int, wrong: dict[tuple[int | str, ...], str]) -> Any:
+    """The n-th source with its manifest in place; `entry` is a manifest's name, or has a key `manifest`."""
+    plain = {"manifest": entry} if isinstance(entry, str) else entry
+    if not isinstance(plain, dict) or "manifest" not in plain:
+        return plain
+    name = str(plain["manifest"])
+    rest = {key: value for key, value in plain.items() if key != "manifest"}
+    places = [recipe.parent.parent / "manifests", recipe.parent / "manifests", *folders("manifests")]
+    found = next((p for p in (folder / f"{name}.yaml" for folder in places) if p.is_file()), None)
+    try:
         if found is None:
-            wrong.append(f"  sources: {name}: no manifest of that name in manifests/")
-            return plain
-        try:
-            plain["collection"] = load_yaml(Collection, found)
-        except RecipeError as exc:
-            wrong.append(f"  {exc}")
-            return plain
-        plain = {"name": name, "path": name, **plain}
+            known = sorted({p.stem for folder in places for p in folder.glob("*.yaml")})
+            raise RecipeError(f"no manifest of that name; there are {', '.join(known)}")
+        if "collection" in rest:
+            raise RecipeError("give manifest or collection, not both")
+        return {"name": name, "path": name, "collection": load_yaml(Collection, found), **rest}
+    except RecipeError as exc:
+        wrong["sources", n] = f"sources.{n}: {name}: {exc}".replace("\n", "\n  ")
     return plain

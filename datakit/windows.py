@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ def grid(width: int, height: int, size_px: int, gap_px: int = 0, even: bool = Fa
     """Windows of at most `size_px` that cover (width, height) px, row by row, neighbours sharing `gap_px`.
 
     The last of a row or column is moved back to fit. even: windows begin at even pixels, to keep a Bayer pattern's
-    phase; a last odd row or column is then left out.
+    phase; a last odd row or column is then left out, and an image that is nothing else has no windows.
     """
     if size_px < 1 or not 0 <= gap_px < size_px:
         raise ValueError(f"size_px ({size_px}) must be positive, gap_px ({gap_px}) at least 0 and less than size_px")
@@ -26,7 +27,9 @@ def grid(width: int, height: int, size_px: int, gap_px: int = 0, even: bool = Fa
         width, height = width - width % 2, height - height % 2
     lefts, tops = starts(width, size_px, gap_px), starts(height, size_px, gap_px)
     if even:
-        lefts, tops = [n - n % 2 for n in lefts], [n - n % 2 for n in tops]
+        if not width or not height:
+            return []
+        lefts, tops = sorted({n - n % 2 for n in lefts}), sorted({n - n % 2 for n in tops})
     return [Window(left, top, min(size_px, width), min(size_px, height)) for top in tops for left in lefts]
 
 
@@ -52,29 +55,33 @@ def scattered(
     width, height = image_px
     low, high = (min(side, width, height) for side in sides_px)
     kept: list[Window] = []
-    placed = np.zeros((crops, 4), np.int64)
+    near: dict[tuple[int, int], list[Window]] = {}  # by square of the longest side: a window lies in at most 4 of them
     for _ in range(crops):
         for _ in range(TRIES):
             u = float(rng.random())
             side = round(low * (high / low) ** u) if law == "log_uniform" else round(low + (high - low) * u)
             left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
             window = Window(left, top, side, side)
-            if overlap_share(window, placed[: len(kept)]) <= max_overlap_share:
-                placed[len(kept)] = window
+            squares = [(x // high, y // high) for x in (left, left + side) for y in (top, top + side)]
+            others = {w for square in squares for w in near.get(square, ())}
+            if overlap_share(window, others) <= max_overlap_share:
                 kept.append(window)
+                for square in set(squares):
+                    near.setdefault(square, []).append(window)
                 break
     return sorted(kept, key=lambda w: (w.top, w.left, w.height))
 
 
-def overlap_share(window: Window, others: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> float:
-    """Largest overlap of a window with any of others, (N, 4), over the smaller of the two areas: 0..1."""
-    if not len(others):
-        return 0.0
-    left, top, width, height = others.T
-    across = np.minimum(left + width, window.left + window.width) - np.maximum(left, window.left)
-    down = np.minimum(top + height, window.top + window.height) - np.maximum(top, window.top)
-    shared = np.clip(across, 0, None) * np.clip(down, 0, None)
-    return float((shared / np.minimum(width * height, window.width * window.height)).max())
+def overlap_share(window: Window, others: Iterable[Window]) -> float:
+    """Largest overlap of a window with any of others, over the smaller of the two areas: 0..1."""
+    left, top, width, height = window
+    most = 0.0
+    for x, y, across, down in others:
+        shared_x = min(x + across, left + width) - max(x, left)
+        shared_y = min(y + down, top + height) - max(y, top)
+        if shared_x > 0 and shared_y > 0:
+            most = max(most, shared_x * shared_y / min(across * down, width * height))
+    return most
 
 
 def crops_per_area(width: int, height: int, sides_px: tuple[int, int], law: Literal["uniform", "log_uniform"]) -> int:

@@ -19,13 +19,17 @@ import xxhash
 from pydantic import Field
 
 from .. import image, measure
-from ..image import Encode, Narrow, NotShown, Reader, TooLarge
+from ..image import Encode, Narrow, NotShown, Piece, Reader, TooLarge
 from ..measure import Mask, Pixels
 from ..sample import Part, Sample, Spec, Window, from_table, mix64, to_table
 from ..staging import STAGED
 
 SCENE_PX = 512  # scenes are signed on a box-reduced copy that is at least this wide and high, and less than 1,024
 PSNR_ONE_IN = 8  # tiles are decoded again to measure what encoding cost
+SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `measure.sign` gives them
+SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
+FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, "psnr_db", "copied", "dropped", "detail")
+Tile = tuple[Sample, dict[str, Any]]  # a record, and what is found of it
 
 
 class Cut(Spec):
@@ -41,24 +45,24 @@ class Cut(Spec):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         before = Earlier(part)
-        done: list[Sample] = []
+        done: list[Tile] = []
         with (part.aside / "spool").open("w+b") as spool:
             for _, group in groupby(from_table(records), key=image_of):
                 windows = list(group)
                 taken = before.take(windows)
                 if taken is not None:
                     part.counts["images_carried_over"] += 1
-                    done += [keep(spool, s, data) if data else s for s, data in taken]
+                    done += [keep(spool, sample, found, data) for sample, found, data in taken]
                 else:
                     part.counts["images_opened"] += 1
                     done += self.image(windows, part, spool)
             return stage(done, spool, part)
 
-    def image(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Sample]:
+    def image(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Tile]:
         """The windows of one image, their bytes in the spool; all of them dropped if it cannot be read through."""
         begin = spool.tell()
         try:
-            return list(self._tiles(windows, part, spool))
+            return self._tiles(windows, part, spool)
         except TooLarge as exc:
             why, detail = "larger_than", str(exc)
         except NotShown as exc:
@@ -69,39 +73,41 @@ class Cut(Spec):
             why, detail = "unreadable", image.reason(exc)
         spool.seek(begin)
         spool.truncate()
-        return [sample.drop(why, detail) for sample in windows]
+        return [(sample, {"dropped": why, "detail": detail}) for sample in windows]
 
-    def _tiles(self, windows: list[Sample], part: Part, spool: BinaryIO) -> Iterator[Sample]:
+    def _tiles(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Tile]:
         first = windows[0]
-        reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels)
+        reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure)
         scene = Scene(first) if self.measure and first.window else None
-        tiles: list[Sample] = []
         puzzle = Puzzle([s.window or Window(0, 0, s.width, s.height) for s in windows])
-        for rows, valid in reader.rows(first):
+        tiles: list[Tile] = []
+        for rows in reader.rows(first):
             if scene:
-                scene.add(rows)
-            for n, pixels, mask in puzzle.add(rows, valid):
-                tile, data = self._tile(windows[n], pixels, mask, reader)
-                part.counts["tiles_encoded"] += 1
-                tiles.append(keep(spool, tile, data))
+                scene.add(rows.pixels)
+            for n, piece in puzzle.add(rows):
+                tiles.append(keep(spool, windows[n], *self._tile(windows[n], piece, reader)))
         puzzle.check()
+        part.counts["tiles_encoded"] += len(tiles)
         part.counts["pixels_read"] += first.image_width * first.image_height
-        signed = scene.fields() if scene else own_scene(tiles[0]) if self.measure else {}
-        return iter([replace(tile, **signed) for tile in tiles])
-
-    def _tile(self, sample: Sample, pixels: Pixels, valid: Mask | None, reader: Reader) -> tuple[Sample, bytes]:
-        facts: dict[str, Any] = {}
         if self.measure:
-            facts = measure.measure(pixels, valid)._asdict()
-            phashes, thumbnail, digest = measure.sign(pixels)
-            facts |= {"signatures": phashes, "thumbnail": thumbnail, "pixel_digest": digest}
+            signed = scene.fields() if scene else own_scene(tiles[0][1])
+            for _, found in tiles:
+                found.update(signed)
+        return tiles
+
+    def _tile(self, sample: Sample, piece: Piece, reader: Reader) -> tuple[dict[str, Any], bytes]:
+        """What is found of a tile, as fields of `Sample`, and its bytes."""
+        found: dict[str, Any] = {}
+        if self.measure:
+            found = measure.measure(piece.pixels, piece.valid)._asdict()
+            found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
         copied = reader.stored_jpeg(sample) if self.copy_jpeg and self.encode.format == "jpeg" else None
         if copied is not None:
-            return replace(sample, copied=True, **facts), copied
-        data = self.encode(pixels)
+            return {**found, "copied": True}, copied
+        data = self.encode(piece.picture)
         if self.measure and int(mix64(np.array([sample.id]), 1)[0]) % PSNR_ONE_IN == 0:
-            facts["psnr_db"] = measure.psnr_db(pixels, image.decode(data))
-        return replace(sample, **facts), data
+            found["psnr_db"] = measure.psnr_db(piece.pixels, image.decode(data))
+        return found, data
 
 
 @dataclass
@@ -115,16 +121,15 @@ class Puzzle:
         self.open: list[tuple[int, Pixels, Mask]] = []
         self.top = 0
 
-    def add(self, rows: Pixels, valid: Mask | None) -> Iterator[tuple[int, Pixels, Mask | None]]:
-        """Number, (h, w, 3) pixels and validity (None: all) of each window that these rows complete."""
-        top, bottom = self.top, self.top + len(rows)
+    def add(self, rows: Piece) -> Iterator[tuple[int, Piece]]:
+        """Number and pixels of each window that these rows complete."""
+        top, bottom = self.top, self.top + rows.height
         self.top = bottom
         while self.waiting and self.windows[self.waiting[-1]].top < bottom:
             n = self.waiting.pop()
             w = self.windows[n]
             if w.top >= top and w.top + w.height <= bottom:
-                place = np.s_[w.top - top : w.top - top + w.height, w.left : w.left + w.width]
-                yield n, np.ascontiguousarray(rows[place]), mask_or_none(valid, place)
+                yield n, rows.window(w.left, w.top - top, w.width, w.height)
             else:
                 self.open.append((n, np.empty((w.height, w.width, 3), np.uint8), np.ones((w.height, w.width), bool)))
         still = []
@@ -132,11 +137,11 @@ class Puzzle:
             w = self.windows[n]
             low, high = max(w.top, top), min(w.top + w.height, bottom)
             place = np.s_[low - top : high - top, w.left : w.left + w.width]
-            pixels[low - w.top : high - w.top] = rows[place]
-            if valid is not None:
-                mask[low - w.top : high - w.top] = valid[place]
+            pixels[low - w.top : high - w.top] = rows.pixels[place]
+            if rows.valid is not None:
+                mask[low - w.top : high - w.top] = rows.valid[place]
             if high == w.top + w.height:
-                yield n, pixels, mask_or_none(mask, np.s_[:, :])
+                yield n, Piece(pixels, valid=None if mask.all() else mask)
             else:
                 still.append((n, pixels, mask))
         self.open = still
@@ -144,13 +149,6 @@ class Puzzle:
     def check(self) -> None:
         if self.open or self.waiting:
             raise OSError(f"the image ended at row {self.top}")
-
-
-def mask_or_none(valid: Mask | None, place: Any) -> Mask | None:
-    """Part of a mask; None when all of it is valid."""
-    if valid is None or valid[place].all():
-        return None
-    return np.ascontiguousarray(valid[place])
 
 
 class Scene:
@@ -182,31 +180,34 @@ class Scene:
         return dict(zip(SCENE, values, strict=True))
 
 
-def own_scene(tile: Sample) -> dict[str, Any]:
+def own_scene(found: dict[str, Any]) -> dict[str, Any]:
     """The scene's columns of an image that passes whole: its own."""
-    return dict(zip(SCENE, (tile.entropy_bits, tile.pixel_digest, tile.signatures, tile.thumbnail), strict=True))
+    own = ("entropy_bits", "pixel_digest", "signatures", "thumbnail")
+    return {scene: found[name] for scene, name in zip(SCENE, own, strict=True)}
 
 
-def keep(spool: BinaryIO, sample: Sample, data: bytes) -> Sample:
-    """The sample, with its bytes at the end of the spool."""
-    offset = spool.tell()
-    spool.write(data)
-    return replace(sample, staged_offset=offset, staged_bytes=len(data))
+def keep(spool: BinaryIO, sample: Sample, found: dict[str, Any], data: bytes) -> Tile:
+    """A tile, its bytes at the end of the spool; a dropped one has none."""
+    if not found.get("dropped"):
+        found.update(staged_offset=spool.tell(), staged_bytes=len(data))
+        spool.write(data)
+    return sample, found
 
 
-def stage(done: list[Sample], spool: BinaryIO, part: Part) -> pa.Table:
+def stage(done: list[Tile], spool: BinaryIO, part: Part) -> pa.Table:
     """Records in order of mix64(id), and the staging file beside them in that order."""
-    order = np.argsort(mix64(np.array([s.id for s in done], np.int64), 0), kind="stable")
+    order = np.argsort(mix64(np.array([s.id for s, _ in done], np.int64), 0), kind="stable")
     rows = []
-    name = str(part.path.with_suffix(STAGED).relative_to(part.work))
-    with (part.aside / part.path.with_suffix(STAGED).name).open("wb") as file:
+    staged = part.path.with_suffix(STAGED)
+    name = str(staged.relative_to(part.work))
+    with (part.aside / staged.name).open("wb") as file:
         for n in order.tolist():
-            sample = done[n]
-            if not sample.dropped:
-                spool.seek(sample.staged_offset)
-                sample = replace(sample, staged=name, staged_offset=file.tell())
-                file.write(spool.read(sample.staged_bytes))
-            rows.append(sample)
+            sample, found = done[n]
+            if not found.get("dropped"):
+                spool.seek(found["staged_offset"])
+                found.update(staged=name, staged_offset=file.tell())
+                file.write(spool.read(found["staged_bytes"]))
+            rows.append(replace(sample, **found))
     (part.aside / "spool").unlink()
     return to_table(rows)
 
@@ -236,8 +237,8 @@ class Earlier:
                     windows = list(group)
                     self.images[mark(windows)] = (staged, windows)
 
-    def take(self, windows: list[Sample]) -> list[tuple[Sample, bytes]] | None:
-        """Records with what was measured then and the bytes staged then, or None where pixels must be read."""
+    def take(self, windows: list[Sample]) -> list[tuple[Sample, dict[str, Any], bytes]] | None:
+        """Records, what was found then and the bytes staged then, or None where pixels must be read."""
         staged, rows = self.images.get(mark(windows), (None, []))
         if staged is None:
             return None
@@ -246,13 +247,7 @@ class Earlier:
             return [take_over(sample, by_key[sample.key], file) for sample in windows]
 
 
-FOUND = ("psnr_db", "copied", "dropped", "detail")  # by `cut`, besides measures and signatures
-SIGNED = ("pixel_digest", "signatures", "thumbnail")
-SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
-MEASURED = (*measure.Measures._fields, *SIGNED, *SCENE, *FOUND)
-
-
-def take_over(now: Sample, then: Sample, staged: BinaryIO) -> tuple[Sample, bytes]:
-    """The record as it is now, with what `cut` found then, and the tile's bytes."""
+def take_over(now: Sample, then: Sample, staged: BinaryIO) -> tuple[Sample, dict[str, Any], bytes]:
+    """The record as it is now, what `cut` found then, and the tile's bytes."""
     staged.seek(then.staged_offset)
-    return replace(now, **{n: getattr(then, n) for n in MEASURED}), staged.read(then.staged_bytes)
+    return now, {name: getattr(then, name) for name in FOUND}, staged.read(then.staged_bytes)

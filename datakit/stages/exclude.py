@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import RecipeError, StageError
 from ..image import Narrow
@@ -51,6 +51,23 @@ class Columns:
         column = pa.array(values, self.table.schema.field(name).type)
         self.table = self.table.set_column(place, self.table.schema.field(name), column)
         self._arrays.pop(name, None)
+
+
+def pattern_text(text: str) -> str:
+    """The text of a regular expression; ValueError if it is none."""
+    try:
+        re.compile(text)
+    except re.error as exc:
+        raise ValueError(f"{text} is no regular expression: {exc}") from None
+    return text
+
+
+def number(found: re.Match[str] | None) -> int | None:
+    """The number in the first group of a match; None where there is no match, or the group is no number."""
+    try:
+        return int(found[1]) if found and found[1] else None
+    except ValueError:
+        return None
 
 
 class _Rule(Spec):
@@ -171,6 +188,8 @@ class PathPattern(_Rule):
     rule: Literal["path"] = "path"
     pattern: str
 
+    _compiles = field_validator("pattern")(pattern_text)
+
     def matches(self, c: Columns) -> Bools:
         found = re.compile(self.pattern)
         return np.array([found.search(name) is not None for name in c.texts("name")], bool)
@@ -184,12 +203,20 @@ class EveryNth(_Rule):
     frame: str = r"(\d+)\.[^.]+$"
     source: str = Field("", description="only in this source")
 
+    _compiles = field_validator("frame")(pattern_text)
+
+    @field_validator("frame")
+    @classmethod
+    def _has_one_group(cls, frame: str) -> str:
+        if re.compile(frame).groups != 1:
+            raise ValueError(f"{frame} must have one group, around the frame number: (\\d+)")
+        return frame
+
     def matches(self, c: Columns) -> Bools:
         found = re.compile(self.frame)
-        numbers = [found.search(name) for name in c.texts("name")]
         here = [self.source in ("", source) for source in c.texts("source")]
-        others = [h and m is not None and int(m[1]) % self.n != 0 for h, m in zip(here, numbers, strict=True)]
-        return np.array(others, bool)
+        numbers = [number(found.search(name)) if h else None for h, name in zip(here, c.texts("name"), strict=True)]
+        return np.array([n is not None and n % self.n != 0 for n in numbers], bool)
 
 
 class Licence(_Rule):
@@ -202,7 +229,7 @@ class Licence(_Rule):
     def matches(self, c: Columns) -> Bools:
         allowed = [not self.allow or bool(set(has) & set(self.allow)) for has in c.texts("licences")]
         denied = [bool(set(has) & set(self.deny)) for has in c.texts("licences")]
-        return np.logical_or(~np.array(allowed, bool), np.array(denied, bool))
+        return np.array([d or not a for a, d in zip(allowed, denied, strict=True)], bool)
 
 
 class ValidShare(_MeasuredRule):
@@ -278,14 +305,21 @@ class Column(_MeasuredRule):
     above: float | None = None
     missing: Literal["keep", "drop"] = "keep"
 
+    @model_validator(mode="after")
+    def _drops_something(self) -> Column:
+        if self.below is None and self.above is None and self.missing == "keep":
+            raise ValueError("give below, above, or missing: drop")
+        return self
+
     def matches(self, c: Columns) -> Bools:
         try:
             table = pq.read_table(self.file, columns=["key", self.column])
+            keys = table.column("key").cast(pa.string()).combine_chunks()  # others write large_string
+            scores = table.column(self.column).cast(pa.float64())
         except (OSError, pa.ArrowException, KeyError) as exc:
-            what = f"{self.file} must be a Parquet file with `key` and `{self.column}`"
+            what = f"{self.file} must be a Parquet file with `key` and numbers in `{self.column}`"
             raise RecipeError(f"exclude: column: {what}: {exc}") from exc
-        place = pc.index_in(c.table.column("key"), value_set=table.column("key").combine_chunks())
-        score = pc.take(table.column(self.column), place).to_numpy().astype(float)
+        score = scores.take(pc.index_in(c.table.column("key"), value_set=keys)).to_numpy()
         out = np.isnan(score) if self.missing == "drop" else np.zeros(len(c), bool)
         if self.below is not None:
             out |= score < self.below

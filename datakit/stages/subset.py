@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,9 @@ class Subset(Spec):
     def _makes_sense(self) -> Subset:
         if self.count is not None and self.share is not None:
             raise ValueError("give count or share, not both")
+        for name, most in self.per_source.items():
+            if most < 0:
+                raise ValueError(f"per_source: {name}: {most}: at most how many of it, 0 or more")
         for name, share in self.cap.items():
             if name != "flat" or not 0 <= share < 1:
                 raise ValueError(f"cap: {name}: {share}: flat is what can be capped, to a share of 0 to below 1")
@@ -55,11 +59,13 @@ def over_cap(flat: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:
     """Which flat samples would lift the share of flat ones among the kept so far over `cap`: (N,) in order -> (N,).
 
     The n-th flat one may stay if a + 1 <= limit, where a flat ones stay before it and limit = floor(cap / (1 - cap)
-    times the others before it). As limits only rise, a after i flat ones is i + min(0, min over j <= i (limit_j - j)).
+    times the others before it), in whole numbers. As limits only rise, a after i flat ones is
+    i + min(0, min over j <= i (limit_j - j)).
     """
     places = np.flatnonzero(flat)
     others = places - np.arange(len(places))
-    limit = np.floor(others * (cap / (1 - cap)) + 1e-9).astype(np.int64)
+    share = Fraction(cap).limit_denominator(10**9)  # as it was written: 0.05 is 1/20
+    limit = others * share.numerator // max(share.denominator - share.numerator, 1)
     n = np.arange(1, len(places) + 1)
     stay = n + np.minimum(0, np.minimum.accumulate(limit - n)) if len(places) else n
     stays = np.diff(stay, prepend=0) > 0
