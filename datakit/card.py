@@ -40,6 +40,9 @@ def text(manifest: Manifest) -> str:
     if manifest.missing:
         lines += [f"Collections of the recipe that were not at hand: {', '.join(manifest.missing)}.", ""]
     lines += ["## Sources and licences", "", *table(source_rows(manifest)), ""]
+    terms = [f"- {s.name}: {' '.join(s.provider_terms.split())}" for s in manifest.sources if s.provider_terms]
+    if terms:
+        lines += ["Terms of those who took the pictures:", "", *terms, ""]
     unstated = sum(s.samples for s in manifest.sources if s.licence == "unstated")
     lines += [f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence.", ""]
     lines += ["## What came in and what went", "", *table(count_rows(manifest)), ""]
@@ -86,7 +89,8 @@ def source_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     for s in manifest.sources:
         link = f"[{s.title}]({s.homepage})" if s.homepage else s.title
         psnr = "" if s.mean_psnr_db is None else f"{s.mean_psnr_db:.1f}"
-        yield (s.name, link, s.licence, f"{s.samples:,}", f"{s.mean_bytes / 1e3:.1f}", psnr)
+        kb = f"{s.mean_bytes / 1e3:.1f}" if s.samples else ""
+        yield (s.name, link, s.licence, f"{s.samples:,}", kb, psnr)
 
 
 def count_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:

@@ -64,8 +64,14 @@ class Piece:
     def height(self) -> int:
         return len(self.pixels) if self._picture is None else self._picture.height
 
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1]) if self._picture is None else self._picture.width
+
     def window(self, left: int, top: int, width: int, height: int) -> Piece:
         """A part of it, in px from its top left corner."""
+        if (left, top, height) == (0, 0, self.height) and width == self.width:
+            return self
         place = np.s_[top : top + height, left : left + width]
         picture = self._picture.crop((left, top, left + width, top + height)) if self._picture else None
         pixels = np.ascontiguousarray(self._pixels[place]) if self._pixels is not None else None
@@ -138,26 +144,26 @@ class Reader:
     def rows(self, sample: Sample) -> Iterator[Piece]:
         """The image that `sample` is (a window of), as shown, in pieces of full width.
 
-        Gray comes as three equal bands. Raises OSError and the like where it cannot be read, TooLarge, NotShown.
+        Gray comes as three equal bands. To be read within `quiet()`. Raises OSError and the like where it cannot be
+        read, TooLarge, NotShown.
         """
-        with quiet():
-            if sample.format == "GTiff" or sample.dtype != "uint8":
-                yield from self._raster(sample)
-            elif sample.image_width * sample.image_height <= WHOLE_PX:
-                yield from self._pillow(sample)
-            elif sample.orientation != 1 or sample.alpha or sample.format not in ("JPEG", "PNG", "BMP"):
-                raise TooLarge(f"{sample.format} of over {WHOLE_PX} px that cannot be read by rows")
-            elif sample.image_width * sample.image_height > self.max_pixels:
-                raise TooLarge(f"over {self.max_pixels} px in a format without blocks")
-            else:
-                yield from self._raster(sample)
+        if sample.format == "GTiff" or sample.dtype != "uint8":
+            yield from self._raster(sample)
+        elif sample.image_width * sample.image_height <= WHOLE_PX:
+            yield from self._pillow(sample)
+        elif sample.orientation != 1 or sample.alpha or sample.format not in ("JPEG", "PNG", "BMP"):
+            raise TooLarge(f"{sample.format} of over {WHOLE_PX} px that cannot be read by rows")
+        elif sample.image_width * sample.image_height > self.max_pixels:
+            raise TooLarge(f"over {self.max_pixels} px in a format without blocks")
+        else:
+            yield from self._raster(sample)
 
     def stored_jpeg(self, sample: Sample) -> bytes | None:
         """The file's own bytes where any decoder shows them alike: a whole 8-bit JPEG of YCbCr or gray, not turned."""
         if sample.window or sample.format != "JPEG" or sample.orientation != 1:
             return None
         data = files.read(self.root, sample)
-        with quiet(), Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             plain = picture.mode == "L" or (picture.mode == "RGB" and picture.info.get("adobe_transform", 1) != 0)
         return data if plain else None
 

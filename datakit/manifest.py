@@ -237,7 +237,9 @@ def wrong_fields(kind: type[BaseModel], exc: ValidationError) -> dict[tuple[int 
         elif isinstance(error["input"], str | int | float):
             what += f", not {error['input']!r:.60}"
         lines[where] = f"{'.'.join(map(str, where)) or 'whole file'}: {what}"
-    return lines
+    # A list whose entries are wrong counts as empty to pydantic: only what is wrong inside is told.
+    inside = {at[:n] for at in lines for n in range(len(at))}
+    return {at: line for at, line in lines.items() if at not in inside}
 
 
 def _models(kind: Any, way: tuple[int | str, ...]) -> Iterator[type[BaseModel]]:

@@ -83,6 +83,8 @@ def check(
     empty = [source for source in recipe.sources if source.name in expected and not expected[source.name].images]
     for source in empty:
         yield f"no image in {source.name}: its layout looks for {', '.join(source.collection.layout.images)}"
+    if empty:
+        yield ""
     yield from (*stages(recipe), "", *outlook(recipe, expected))
     if missing and not allow_missing:
         names = ", ".join(source.name for source in missing)
@@ -152,7 +154,7 @@ def rules(name: str, those: tuple[Any, ...], of: str) -> Iterator[str]:
         rows.append((f"  {rule.rule}", spelled(rule, leave_out={"rule"}), " ".join(first.split())))
     width = max((len(values) for _, values, _ in rows if len(values) <= 40), default=0)
     for name, values, words in rows:
-        yield f"{name:14} {values:{width}}  {words}"
+        yield f"{name:14}  {values:{width}}  {words}"
 
 
 def spelled(spec: Spec, leave_out: set[str] | None = None) -> str:
@@ -179,9 +181,9 @@ def outlook(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
         rows.append((name, read, f"{round(e.tiles * e.scale):,}", counted(e.dropped)))
         for side, n in e.sides.items():
             sides[side] += round(n * e.scale)
-    yield from (*aligned(rows), "")
+    yield from aligned(rows)
     if sides:
-        yield "shorter side of a tile, px (before rules over measured values):"
+        yield from ("", "shorter side of a tile, px (before rules over measured values):")
     ends = dict(zip(SIDES_PX, [*(high - 1 for high in SIDES_PX[1:]), None], strict=True))
     for low in sorted(sides):
         high = ends.get(low, SIDES_PX[0] - 1)

@@ -82,10 +82,11 @@ def find(path: Path) -> Path:
     """A recipe file: `path` itself, or the bundled one of that name (`opticalrs`, `recipes/opticalrs.yaml`)."""
     if path.exists() and not path.is_dir():  # a folder of that name is what a build of it left
         return path
-    bundled = {p.stem: p for folder in reversed(folders("recipes")) for p in sorted(folder.glob("*.yaml"))}
+    bundled = {p.stem: p for folder in reversed(folders("recipes")) for p in folder.glob("*.yaml")}
     if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml") and path.stem in bundled:
         return bundled[path.stem]
-    raise RecipeError(f"{path}: no such file, and no bundled recipe has this name; bundled are {', '.join(bundled)}")
+    known = ", ".join(sorted(bundled))
+    raise RecipeError(f"{path}: no such file, and no bundled recipe has this name; bundled are {known}")
 
 
 def folders(kind: str) -> list[Path]:

@@ -100,7 +100,7 @@ class Sample:
     scene_digest: bytes = _column(pa.binary(), b"")
     scene_signatures: tuple[int, ...] = _column(pa.list_(pa.uint64()), ())
     scene_thumbnail: bytes = _column(pa.binary(), b"")
-    psnr_db: float | None = _column(pa.float64(), None)  # of the encoded tile; one tile in 8 is measured
+    psnr_db: float | None = _column(pa.float64(), None)  # of the encoded tile; one tile in 16 is measured
     # staged bytes of the encoded tile
     staged: str = _column(pa.string(), "")  # file below the work folder
     staged_offset: int = _column(pa.int64(), 0)

@@ -35,4 +35,4 @@ def aligned(rows: list[tuple[str, ...]]) -> list[str]:
             for cell, width in zip(row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
-    return [lines[0], "-" * max(len(line) for line in lines[:1]), *lines[1:]]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

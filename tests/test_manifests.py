@@ -10,7 +10,7 @@ from datakit.manifest import Collection
 
 FOLDER = Path(__file__).parent.parent / "manifests"
 PATHS = sorted(FOLDER.glob("*.yaml"))
-NAMES = {"million_aid", "dota", "fmow_rgb", "inria", "ucmerced", "eurosat_ms", "hrsid"}
+NAMES = {"million_aid", "dota", "fmow_rgb", "inria", "ucmerced", "xview", "openearthmap", "eurosat_ms", "hrsid"}
 
 
 def test_the_collections_of_the_recipe_are_described() -> None:

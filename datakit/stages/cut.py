@@ -24,8 +24,8 @@ from ..measure import Mask, Pixels
 from ..sample import Part, Sample, Spec, Window, from_table, mix64, to_table
 from ..staging import STAGED
 
-SCENE_PX = 512  # scenes are signed on a box-reduced copy that is at least this wide and high, and less than 1,024
-PSNR_ONE_IN = 8  # tiles are decoded again to measure what encoding cost
+SCENE_PX = 256  # scenes are signed on a copy reduced by whole boxes to at least this and less than twice this
+PSNR_ONE_IN = 16  # tiles are decoded again to measure what encoding cost
 SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `measure.sign` gives them
 SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
 FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, "psnr_db", "copied", "dropped", "detail")
@@ -46,7 +46,7 @@ class Cut(Spec):
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         before = Earlier(part)
         done: list[Tile] = []
-        with (part.aside / "spool").open("w+b") as spool:
+        with (part.aside / "spool").open("w+b") as spool, image.quiet():
             for _, group in groupby(from_table(records), key=image_of):
                 windows = list(group)
                 taken = before.take(windows)
@@ -152,7 +152,7 @@ class Puzzle:
 
 
 class Scene:
-    """Signs a whole image while its rows go by: on a copy reduced by whole boxes, to between 512 and 1,023 px."""
+    """Signs a whole image while its rows go by, on a reduced copy: its shorter side has 256 to 511 px."""
 
     def __init__(self, sample: Sample) -> None:
         self.width, self.height = sample.image_width, sample.image_height
