@@ -63,7 +63,7 @@ class Build(leave.Story):
                 (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
             with self.timed("pictures"):
                 for n, opened in enumerate(self.engine.map(draw, waiting), 1):
-                    self.counts["pictures_opened"] += opened
+                    self.counts += Counter(pictures_opened=opened)
                     self.progress("pictures", n, len(waiting))
             self.write_shards(unwritten, free, parts["cut"])
         with self.timed("index"):
@@ -110,8 +110,7 @@ class Build(leave.Story):
                 paths.append(path)
                 continue
             libraries = [f"{k} {v}" for k, v in image.versions().items()] if step in ("scan", "cut") else []
-            left_out: frozenset[str] = getattr(stage, "LEFT_OUT", frozenset())
-            spec = stage.digest(str(stage.VERSION), *libraries, leave_out=left_out)  # type: ignore[attr-defined]
+            spec = stage.digest(str(stage.VERSION), *libraries)
             listed, _, made_from = path.stem.rpartition("-")
             paths.append(self.work / step / spec / f"{listed}-{digest(spec, made_from)}.parquet")
         return paths
@@ -246,9 +245,13 @@ def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[
     roots = {name: path for name, path in places.items() if path}
     missing = tuple(sorted(name for name, path in places.items() if not path))
     if missing and (not allow_missing or not roots):
-        lines = [f"  {s.name}: {data / s.path}  ({s.collection.homepage})" for s in recipe.sources if s.name in missing]
+        lines = [
+            f"  {s.name}: {data / s.path}" + (f"  ({s.collection.homepage})" if s.collection.homepage else "")
+            for s in recipe.sources
+            if s.name in missing
+        ]
         advice = "Fetch them, correct --data, or leave them out with --allow-missing"
-        raise SourceError("\n".join([f"{len(missing)} collections are not on disk:", *lines, advice]))
+        raise SourceError("\n".join(["not on disk:", *lines, advice]))
     return roots, missing
 
 

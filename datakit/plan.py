@@ -61,6 +61,7 @@ def check(
     At its end, where the build itself would stop: SourceError if collections are not on disk and `allow_missing` is not
     set, or if there is no image at all.
     """
+    recipe.measured_rules().digest()  # RecipeError if a rule names a file that is not there
     roots = {source.name: source.find(Path(data)) for source in recipe.sources}
     expected: dict[str, Expected] = {}
     rows: list[tuple[str, ...]] = [("source", "images", "published", "licence", "where", "not taken, by its name")]

@@ -171,10 +171,23 @@ def aside(work: Path) -> Iterator[Path]:
 
 def sweep(work: Path) -> None:
     """Remove what processes of this machine that are no more left aside."""
-    for folder in (work / "tmp").glob(f"{socket.gethostname()}-*"):
-        pid = folder.name.removeprefix(f"{socket.gethostname()}-").partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+    host = f"{socket.gethostname()}-"
+    for folder in (work / "tmp").glob(f"{host}*"):
+        pid = folder.name.removeprefix(host).partition("-")[0]
+        if pid.isdigit() and not alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and not yet waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def read_done(path: Path) -> Done:

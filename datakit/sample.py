@@ -174,10 +174,9 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def digest(self, *more: str, leave_out: frozenset[str] = frozenset()) -> str:
+    def digest(self, *more: str) -> str:
         """20 hex digits of this spec in canonical JSON, and of `more`."""
-        plain = self.model_dump(mode="json", exclude=set(leave_out))
-        return digest(type(self).__name__, json.dumps(plain, sort_keys=True), *more)
+        return digest(type(self).__name__, json.dumps(self.model_dump(mode="json"), sort_keys=True), *more)
 
 
 def digest(*texts: str) -> str:
@@ -204,5 +203,7 @@ class Stage(Protocol):
     """A step of curation: records in, records out; those it drops keep their row, with the reason."""
 
     VERSION: ClassVar[int]
+
+    def digest(self, *more: str) -> str: ...
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table: ...

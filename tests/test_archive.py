@@ -3,100 +3,39 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import struct
 import subprocess
 import tarfile
 import tracemalloc
 import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from worlds import write_split
 
 from datakit.errors import SourceError
 from datakit.files import read
 from datakit.sources.archive import members
 
 CONTENT = {f"images/{n}.png": np.random.default_rng(n).bytes(n * 700) for n in range(12)}
-WIDE = 0xFFFFFFFF
 
 
 def content_of(root: Path, path: str) -> dict[str, bytes]:
     return {file.name: read(root, file) for file in members(root, path)}
 
 
-class Disks:
-    """What a split zip is written to: the same number of bytes a disk; records are never cut (APPNOTE 8.5)."""
-
-    def __init__(self, disk_bytes: int) -> None:
-        self.disk_bytes, self.disks = disk_bytes, [bytearray(b"PK\7\x08")]
-
-    def reserve(self, record_bytes: int) -> tuple[int, int]:
-        if len(self.disks[-1]) + record_bytes > self.disk_bytes:
-            self.disks.append(bytearray())
-        return len(self.disks) - 1, len(self.disks[-1])
-
-    def place(self, record: bytes) -> tuple[int, int]:
-        at = self.reserve(len(record))
-        self.disks[-1] += record
-        return at
-
-    def pour(self, payload: bytes) -> None:
-        while payload:
-            free = self.disk_bytes - len(self.disks[-1])
-            self.disks[-1] += payload[:free]
-            payload = payload[free:]
-            if payload:
-                self.disks.append(bytearray())
-
-    def save(self, folder: Path) -> list[Path]:
-        paths = [folder / f"a.z{n:02d}" for n in range(1, len(self.disks))] + [folder / "a.zip"]
-        for path, disk in zip(paths, self.disks, strict=True):
-            path.write_bytes(disk)
-        return paths
-
-
-def write_split(folder: Path, disk_bytes: int, zip64: bool) -> list[Path]:
-    disks, entries = Disks(disk_bytes), []
-    for name, data in CONTENT.items():
-        deflater = zlib.compressobj(wbits=-15)
-        packed, method = (deflater.compress(data) + deflater.flush(), 8) if len(entries) % 2 else (data, 0)
-        sizes = (WIDE, WIDE) if zip64 else (len(packed), len(data))
-        extra = struct.pack("<2H2Q", 1, 16, len(data), len(packed)) if zip64 else b""
-        fields = (45, 0, method, 0, 33, zlib.crc32(data), *sizes, len(name), len(extra))
-        disk, offset = disks.place(struct.pack("<4s5H3I2H", b"PK\3\4", *fields) + name.encode() + extra)
-        disks.pour(packed)
-        if zip64:
-            extra = struct.pack("<2H3QI", 1, 28, len(data), len(packed), offset, disk)
-            fields, disk, offset = (*fields[:-1], len(extra)), 0xFFFF, WIDE
-        entries.append(
-            struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, *fields, 0, disk, 0, 0, offset) + name.encode() + extra
-        )
-    (first, start), *_ = [disks.place(entry) for entry in entries]
-    n, size = len(entries), sum(map(len, entries))
-    last, at = disks.reserve(98 if zip64 else 22)
-    if zip64:
-        wide = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, last, first, n, n, size, start)
-        locator = struct.pack("<4sIQI", b"PK\6\7", last, at, last + 1)
-        disks.place(wide + locator + struct.pack("<4s4H2IH", b"PK\5\6", last, *[0xFFFF] * 3, WIDE, WIDE, 0))
-    else:
-        disks.place(struct.pack("<4s4H2IH", b"PK\5\6", last, first, n, n, size, start, 0))
-    return disks.save(folder)
-
-
 @pytest.mark.parametrize("zip64", [False, True])
 @pytest.mark.parametrize("disk_bytes", [150, 333, 1000, 5000, 10**6])
 def test_split_zips_read_as_one(tmp_path: Path, disk_bytes: int, zip64: bool) -> None:
-    parts = write_split(tmp_path, disk_bytes, zip64)
+    parts = write_split(tmp_path / "a.zip", CONTENT, disk_bytes, zip64)
     assert content_of(tmp_path, "a.zip") == CONTENT
     assert next(members(tmp_path, "a.zip")).stamp == ",".join(str(part.stat().st_mtime_ns) for part in parts)
 
 
 @pytest.mark.parametrize("zip64", [False, True])
 def test_a_missing_part_is_named(tmp_path: Path, zip64: bool) -> None:
-    parts = write_split(tmp_path, 5000, zip64)
+    parts = write_split(tmp_path / "a.zip", CONTENT, 5000, zip64)
     listed = list(members(tmp_path, "a.zip"))
     for part in parts:
         content = part.read_bytes()

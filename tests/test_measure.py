@@ -12,7 +12,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy.ndimage import maximum_filter
 
 from datakit.measure import (
     Collar,
@@ -304,9 +305,9 @@ def test_collars_after_jpeg(scenes: list[Pixels], fill: int, quality: int) -> No
             out = io.BytesIO()
             Image.fromarray(pixels).save(out, "JPEG", quality=quality)
             seen = found(np.asarray(Image.open(out)))
-            rim = Image.fromarray(~collar).convert("L").filter(ImageFilter.MaxFilter(33))
+            rim = maximum_filter(~collar, 33)
             assert np.count_nonzero(seen & ~collar) <= 0.002 * collar.size
-            assert not (collar & ~seen & (np.asarray(rim) == 0)).any()  # past 16 px, a JPEG block in 4:2:0, none is lost
+            assert not (collar & ~seen & ~rim).any()  # past 16 px, a JPEG block in 4:2:0, none is lost
             assert np.count_nonzero(seen & collar) >= 0.8 * np.count_nonzero(collar)
 
 

@@ -31,7 +31,9 @@ GOES = (
 )
 
 
-def image(crs: str, transform: tuple[float, ...] | None, width: int = 1000, height: int = 800, gcps: str = "") -> Sample:
+def image(
+    crs: str, transform: tuple[float, ...] | None, width: int = 1000, height: int = 800, gcps: str = ""
+) -> Sample:
     return Sample(width=width, height=height, crs=crs, transform=transform, gcps=gcps)
 
 
@@ -164,7 +166,9 @@ def test_a_corner_outside_the_projection_empties_its_own_window_alone() -> None:
     step = 20_000.0
     sample = image(GOES, (step, 0.0, -270 * step, 0.0, -step, 270 * step), 540, 540)
     assert footprints(sample, [whole(sample)]) == [()]
-    corner, middle, edge = footprints(sample, [Window(0, 0, 64, 64), Window(200, 240, 64, 64), Window(476, 476, 64, 64)])
+    corner, middle, edge = footprints(
+        sample, [Window(0, 0, 64, 64), Window(200, 240, 64, 64), Window(476, 476, 64, 64)]
+    )
     assert corner == () and edge == ()
     assert len(middle) == 8 and -100 < middle[0] < -75
     assert footprints(sample, [Window(200, 240, 64, 64)]) == [pytest.approx(middle, abs=1e-9)]
@@ -209,7 +213,9 @@ def test_places_as_files_give_them(tmp_path: Path) -> None:
     options = {"driver": "GTiff", "width": 100, "height": 80, "count": 3, "dtype": "uint8"}
     with rasterio.open(tmp_path / "gcps.tif", "w", gcps=points, crs="EPSG:4326", **options) as raster:
         raster.write(np.ones((3, 80, 100), np.uint8))
-    with rasterio.open(tmp_path / "rotated.tif", "w", crs="EPSG:32633", transform=from_gcps(points), **options) as raster:
+    with rasterio.open(
+        tmp_path / "rotated.tif", "w", crs="EPSG:32633", transform=from_gcps(points), **options
+    ) as raster:
         raster.write(np.ones((3, 80, 100), np.uint8))
     rgb = ("red", "green", "blue")
     header, where = geotiff.header(str(tmp_path / "gcps.tif"), rgb)

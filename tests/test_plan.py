@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import datakit
-from datakit.errors import SourceError
+from datakit.errors import RecipeError, SourceError
 from datakit.manifest import Count
 from datakit.plan import check, look, size
 from datakit.recipe import Recipe
@@ -113,14 +113,14 @@ def test_the_plan_says_what_a_user_must_know(tmp_path: Path) -> None:
     assert row.split()[:3] == ["air", "9", "1,234"]
     assert "A licence of one's own, longer than a …" in row
     assert str(tmp_path / "air") in row
-    assert "  smaller_than  side_px=64" in text
+    assert "  smaller_than  side_px=64 " in text
     assert "Images that lack one of these bands, by name, or (`exact`) have others besides." in text
     assert "infrared" not in text  # the second sentence of that rule
     assert "Tiles whose luma has less entropy than this." in text
     assert "slice: grid.size_px=128, grid.gap_px=16" in text
     assert "encode.subsampling=4:2:0" in text
     assert "bands 1, smaller_than 1, unreadable 1" in text
-    assert re.search(r"^  128 to 255 +1\d #+$", text, re.MULTILINE)
+    assert re.search(r"^  128 to 255 +\d+ #{40}$", text, re.MULTILINE)
     assert re.search(r"^disk, estimated: [\d.]+ kB of shards and tables in OUT,$", text, re.MULTILINE)
     assert "0.0 " not in lines[-1]
     assert "None" not in text
@@ -196,6 +196,16 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert lines[-1].startswith("0.0 kB in the work folder")
 
 
+def test_a_score_that_is_not_there_stops_the_plan_as_it_stops_the_build(tmp_path: Path) -> None:
+    draw(tmp_path / "data")
+    rule = {"rule": "column", "file": str(tmp_path / "clouds.parquet"), "column": "cloud", "above": 0.5}
+    recipe = recipe_of(exclude={"rules": [rule]})
+    with pytest.raises(RecipeError, match=r"clouds\.parquet: No such file"):
+        list(check(recipe, tmp_path / "data"))
+    with pytest.raises(RecipeError, match=r"clouds\.parquet: No such file"):
+        datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0)
+
+
 def test_images_pass_whole_without_slice(tmp_path: Path) -> None:
     draw(tmp_path / "data")
     recipe = recipe_of(slice=None, exclude={})
@@ -213,7 +223,7 @@ def test_random_windows_are_those_of_the_build(tmp_path: Path) -> None:
     draw(tmp_path / "data")
     random = {"side_px": [64, 100], "whole_if_side_at_most_px": 128, "min_valid_share": 0.25}
     recipe = recipe_of(slice={"random": random})
-    assert "  valid_share  min_share=0.25" in "\n".join(check(recipe, tmp_path / "data"))
+    assert "  valid_share   min_share=0.25" in "\n".join(check(recipe, tmp_path / "data"))
     plan = look(recipe, recipe.sources[0], tmp_path / "data" / "air", 2000)
     counts = by_stage(datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0).counts)
     assert plan.tiles == counts["slice"].made > counts["slice"].came

@@ -49,7 +49,9 @@ def test_the_last_window_alone_is_moved_back(given_: tuple[int, int, int, int]) 
 
 
 @given(asked())
-def test_an_even_grid_begins_at_even_pixels_and_covers_all_but_an_odd_last_row(given_: tuple[int, int, int, int]) -> None:
+def test_an_even_grid_begins_at_even_pixels_and_covers_all_but_an_odd_last_row(
+    given_: tuple[int, int, int, int],
+) -> None:
     width, height, size, gap = given_
     size += size % 2
     windows = grid(width, height, size, gap, even=True)
@@ -139,7 +141,9 @@ def test_sides_follow_the_law(law: str) -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("size", "sides"), [((6000, 4000), (64, 1024)), ((900, 3000), (256, 2048)), ((500, 500), (9, 9))])
+@pytest.mark.parametrize(
+    ("size", "sides"), [((6000, 4000), (64, 1024)), ((900, 3000), (256, 2048)), ((500, 500), (9, 9))]
+)
 def test_crops_per_area_have_the_area_of_the_image(law: str, size: tuple[int, int], sides: tuple[int, int]) -> None:
     crops = crops_per_area(*size, sides, law)
     rng = np.random.default_rng(0)

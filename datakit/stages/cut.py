@@ -19,8 +19,9 @@ import xxhash
 from pydantic import Field
 
 from .. import image, measure
-from ..image import Encode, Narrow, NotShown, Piece, Reader, TooLarge
+from ..image import Encode, Narrow
 from ..measure import Mask, Pixels
+from ..pixels import NotShown, Piece, Reader, TooLarge
 from ..sample import Part, Sample, Spec, Window, from_table, mix64, to_table
 from ..staging import STAGED
 

@@ -350,9 +350,9 @@ class Exclude(Spec):
         """The rules over measured values."""
         return Exclude(rules=tuple(r for r in self.rules if r.MEASURED))
 
-    def digest(self, *more: str, leave_out: frozenset[str] = frozenset()) -> str:
+    def digest(self, *more: str) -> str:
         scores = [file_digest(r.file) for r in self.rules if isinstance(r, Column)]
-        return super().digest(*more, *scores, leave_out=leave_out)
+        return super().digest(*more, *scores)
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         columns = Columns(records)

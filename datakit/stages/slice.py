@@ -79,9 +79,6 @@ class Slice(Spec):
     """Windows of each image, as records of their own; boxes and places follow."""
 
     VERSION: ClassVar[int] = 1
-    # Applied to the measured share after `cut`: changing it moves no window, so it is in no digest.
-    LEFT_OUT: ClassVar[frozenset[str]] = frozenset({"min_valid_share"})
-
     grid: Grid | None = None
     random: Random | None = None
 
@@ -90,6 +87,11 @@ class Slice(Spec):
         if (self.grid is None) == (self.random is None):
             raise ValueError("give either grid or random")
         return self
+
+    def digest(self, *more: str) -> str:
+        """min_valid_share is applied after `cut`: changing it moves no window, so it is in no digest."""
+        random = self.random and self.random.model_copy(update={"min_valid_share": 0.0})
+        return super(Slice, self.model_copy(update={"random": random})).digest(*more)
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         return to_table(tile for sample in from_table(records) for tile in self.tiles(sample))

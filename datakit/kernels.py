@@ -1,0 +1,210 @@
+"""Loops over pixels, compiled by numba when first called and kept on disk. All arithmetic is in integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+BITS = 22  # Pillow's fixed-point resampling: 32 - 8 - 2 (src/libImaging/Resample.c, PRECISION_BITS)
+_i32 = np.int32
+_HALF = np.int32(1 << (BITS - 1))
+_RUN = 1000  # columns whose squares (of Laplacians: 1020**2) add up within 32 bits
+
+
+def jit(function: Any) -> Any:
+    return nb.njit(cache=True, nogil=True)(function)
+
+
+@jit
+def resize32(rgb, left, across, top, down):  # type: ignore[no-untyped-def]
+    """The casts keep numba from widening to 64 bits, at half the speed; sums stay below 255 * 1.4 * 2**22 < 2**31."""
+    height, width = rgb.shape[0], rgb.shape[1]
+    taps, steps = across.shape[1], down.shape[1]
+    narrow = np.zeros((3, 32, height + steps), np.int32)
+    plane = np.zeros((3, width + taps), np.int32)  # weights past the edge are 0
+    for y in range(height):
+        row = rgb[y].reshape(width * 3)
+        p0, p1, p2 = plane[0], plane[1], plane[2]
+        for x in range(width):
+            p0[x], p1[x], p2[x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+        for o in range(32):
+            w, x0 = across[o], left[o]
+            q0, q1, q2 = p0[x0 : x0 + taps], p1[x0 : x0 + taps], p2[x0 : x0 + taps]
+            s0, s1, s2 = _HALF, _HALF, _HALF
+            for k in range(taps):
+                s0 = _i32(s0 + _i32(q0[k] * w[k]))
+                s1 = _i32(s1 + _i32(q1[k] * w[k]))
+                s2 = _i32(s2 + _i32(q2[k] * w[k]))
+            narrow[0, o, y] = min(max(s0 >> BITS, 0), 255)
+            narrow[1, o, y] = min(max(s1 >> BITS, 0), 255)
+            narrow[2, o, y] = min(max(s2 >> BITS, 0), 255)
+    small = np.empty((32, 32, 3), np.uint8)
+    for c in range(3):
+        for o in range(32):
+            w = down[o]
+            for x in range(32):
+                q = narrow[c, x, top[o] : top[o] + steps]
+                s: Any = _HALF
+                for k in range(steps):
+                    s = _i32(s + _i32(q[k] * w[k]))
+                small[o, x, c] = min(max(s >> BITS, 0), 255)
+    return small
+
+
+@jit
+def measure(rgb, valid):  # type: ignore[no-untyped-def]
+    """Luma histogram (256,); by band sum, squares, min, max; n, sum, squares of the Laplacian; sum of max - min."""
+    height, width = rgb.shape[0], rgb.shape[1]
+    masked = valid.shape[0] > 0
+    counts = np.zeros((4, 256), np.int64)
+    bands = np.zeros((4, 3), np.int64)
+    bands[2] = 255
+    luma = np.empty((height, width), np.uint8)
+    plane = np.empty((3, width), np.uint8)
+    spread = np.int64(0)
+    for y in range(height):
+        row = rgb[y].reshape(width * 3)
+        n = 0
+        for x in range(width):
+            r, g, b = np.int32(row[3 * x]), np.int32(row[3 * x + 1]), np.int32(row[3 * x + 2])
+            luma[y, x] = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+        if masked:
+            for x in range(width):
+                if valid[y, x]:
+                    plane[0, n], plane[1, n], plane[2, n] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+                    counts[0, luma[y, x]] += 1
+                    n += 1
+        else:
+            n = width
+            for x in range(width):
+                plane[0, x], plane[1, x], plane[2, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+            for x in range(width):
+                counts[x & 3, luma[y, x]] += 1  # four tables: equal neighbours need not wait for each other
+        for start in range(0, n, _RUN):
+            stop = min(start + _RUN, n)
+            p0, p1, p2 = plane[0, start:stop], plane[1, start:stop], plane[2, start:stop]
+            for c in range(3):
+                p = plane[c, start:stop]
+                s, q, low, high = _i32(0), _i32(0), np.uint8(255), np.uint8(0)
+                for x in range(p.shape[0]):
+                    s = _i32(s + p[x])
+                    q = _i32(q + _i32(p[x]) * _i32(p[x]))
+                for x in range(p.shape[0]):
+                    low, high = min(low, p[x]), max(high, p[x])
+                bands[0, c] += s
+                bands[1, c] += q
+                bands[2, c] = min(bands[2, c], low)
+                bands[3, c] = max(bands[3, c], high)
+            s = _i32(0)
+            for x in range(p0.shape[0]):
+                s = _i32(s + _i32(max(p0[x], p1[x], p2[x])) - _i32(min(p0[x], p1[x], p2[x])))
+            spread += s
+    lap = np.zeros(3, np.int64)
+    for y in range(1, height - 1):
+        up, here, down = luma[y - 1], luma[y], luma[y + 1]
+        if masked:
+            for x in range(1, width - 1):
+                if valid[y, x] and valid[y - 1, x] and valid[y + 1, x] and valid[y, x - 1] and valid[y, x + 1]:
+                    v = np.int64(4) * here[x] - up[x] - down[x] - here[x - 1] - here[x + 1]
+                    lap[0] += 1
+                    lap[1] += v
+                    lap[2] += v * v
+        else:
+            for start in range(1, width - 1, _RUN):
+                stop = min(start + _RUN, width - 1)
+                u, m, d = up[start:stop], here[start:stop], down[start:stop]
+                before, after = here[start - 1 : stop - 1], here[start + 1 : stop + 1]
+                s, q = _i32(0), _i32(0)
+                for x in range(stop - start):
+                    v = _i32(_i32(_i32(m[x]) << 2) - _i32(u[x]) - _i32(d[x]) - _i32(before[x]) - _i32(after[x]))
+                    s, q = _i32(s + v), _i32(q + _i32(v * v))
+                lap[1] += s
+                lap[2] += q
+            lap[0] += max(width - 2, 0)
+    return counts.sum(axis=0), bands, lap, spread
+
+
+@jit
+def square_error(one, other):  # type: ignore[no-untyped-def]
+    a, b = one.reshape(one.size), other.reshape(other.size)
+    total = np.int64(0)
+    for i in range(a.size):
+        d = _i32(_i32(a[i]) - _i32(b[i]))
+        total += np.int64(_i32(d * d))
+    return total
+
+
+@jit
+def box_sums(rows, factor):  # type: ignore[no-untyped-def]
+    height, width = rows.shape[0], rows.shape[1]
+    sums = np.zeros(((height + factor - 1) // factor, (width + factor - 1) // factor, 3), np.uint32)
+    column = np.zeros(width * 3, np.uint32)
+    for top in range(0, height, factor):
+        column[:] = 0
+        for y in range(top, min(top + factor, height)):
+            row = rows[y].reshape(width * 3)
+            for i in range(width * 3):
+                column[i] = np.uint32(column[i] + np.uint32(row[i]))
+        cells = sums[top // factor]
+        for cell in range(cells.shape[0]):
+            r, g, b = np.uint32(0), np.uint32(0), np.uint32(0)
+            for x in range(cell * factor, min((cell + 1) * factor, width)):
+                r, g, b = r + column[3 * x], g + column[3 * x + 1], b + column[3 * x + 2]
+            cells[cell, 0], cells[cell, 1], cells[cell, 2] = r, g, b
+    return sums
+
+
+@jit
+def box_means(sums, height, width, factor):  # type: ignore[no-untyped-def]
+    means = np.empty(sums.shape, np.uint8)
+    for y in range(sums.shape[0]):
+        for x in range(sums.shape[1]):
+            area = np.uint32(min(factor, height - y * factor) * min(factor, width - x * factor))
+            for c in range(3):
+                means[y, x, c] = int((sums[y, x, c] + area // 2) / area)  # exact, and faster than dividing integers
+    return means
+
+
+@jit
+def fill(r, g, b, within):  # type: ignore[no-untyped-def]
+    """1: black, 2: white, 0: neither, in all three bands."""
+    if r <= within and g <= within and b <= within:
+        return 1
+    if r >= 255 - within and g >= 255 - within and b >= 255 - within:
+        return 2
+    return 0
+
+
+@jit
+def collar_sides(rows, collar, tolerance):  # type: ignore[no-untyped-def]
+    height, width = rows.shape[0], rows.shape[1]
+    found = 0
+    for y in range(height):
+        for side in range(2):
+            x, step = (0, 1) if side == 0 else (width - 1, -1)
+            kind = fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], 2)
+            while kind and 0 <= x < width and fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], tolerance) == kind:
+                collar[y, x] = True
+                found += 1
+                x += step
+    return found
+
+
+@jit
+def collar_down(rows, collar, going, tolerance, first):  # type: ignore[no-untyped-def]
+    height, width = rows.shape[0], rows.shape[1]
+    found = 0
+    for x in range(width):
+        if first:
+            going[x] = fill(rows[0, x, 0], rows[0, x, 1], rows[0, x, 2], 2)
+        y = 0
+        while y < height and going[x]:
+            if fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], tolerance) == going[x]:
+                collar[y, x] = True
+                found += 1
+                y += 1
+            else:
+                going[x] = 0
+    return found

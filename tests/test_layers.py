@@ -1,0 +1,105 @@
+"""Imports go one way: down. Outside packages have one door each. `import datakit` is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import datakit
+
+PACKAGE = Path(datakit.__file__).parent
+LAYERS = [
+    "errors",
+    "sample kernels",
+    "boxes windows measure manifest files index",
+    "image place staging",
+    "pixels",
+    "sources stages run",
+    "recipe pictures listing card tables",
+    "leave plan",
+    "pipeline",
+    "cli",
+]
+LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
+DOORS = {
+    "torch": {"stream", "pretrain", "evaluate"},
+    "distributed": {"run"},
+    "dask": {"run"},
+    "rawpy": {"raw"},
+    "rasterio": {"image", "pixels", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},
+    "numba": {"kernels"},
+    "imagededup": set(),
+    "webdataset": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if name != "__init__" and not name.startswith("bundled"):
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imported(name: str, path: Path) -> tuple[set[str], set[str]]:
+    """Modules of datakit, and outside packages, that a file imports anywhere in it."""
+    ours, others = set(), set()
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            if node.module:
+                ours.add(".".join([*base, node.module]))
+            else:
+                ours |= {".".join([*base, alias.name]) for alias in node.names}
+    return {o for o in ours if o and o != "__version__"}, others
+
+
+def test_imports_go_down() -> None:
+    for name, path in modules().items():
+        top = name.split(".")[0]
+        assert top in LEVEL, f"{name}: not in LAYERS"
+        for other in imported(name, path)[0]:
+            below = other.split(".")[0]
+            if below == top:
+                assert top == "sources", f"{name} must not import {other}: no stage imports another"
+            else:
+                assert LEVEL[below] < LEVEL[top], f"{name} must not import {other}"
+
+
+def test_outside_packages_have_one_door() -> None:
+    for name, path in modules().items():
+        for other in imported(name, path)[1] & set(DOORS):
+            assert name in DOORS[other], f"{name} must not import {other}"
+
+
+def test_importing_datakit_is_light() -> None:
+    code = "import sys, datakit; print(sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1].split())))"
+    heavy = "torch dask distributed rasterio numba pyarrow imagededup webdataset scipy"
+    done = subprocess.run([sys.executable, "-c", code, heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_worker_imports_torch() -> None:
+    code = "import sys, datakit.pipeline; print('torch' in sys.modules, 'imagededup' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_files_and_functions_are_short() -> None:
+    """One idea a file, one thing a function: at most 380 lines and 45."""
+    for name, path in modules().items():
+        text = path.read_text()
+        assert text.count("\n") <= 380, f"{name}: {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno
+                limit = 80 if any("jit" in ast.unparse(d) for d in node.decorator_list) else 45
+                assert lines <= limit, f"{name}.{node.name}: {lines} lines"
