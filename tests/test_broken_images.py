@@ -46,9 +46,9 @@ RULES = (
 
 
 def collection(bands: tuple[str, ...]) -> Collection:
-    return Collection(
-        name="files", title="", homepage="", licence="", modality="optical", bands=bands, layout=Layout(images=("**/*",))
-    )  # fmt: skip
+    layout = Layout(images=("**/*",))
+    about = {"title": "", "homepage": "", "licence": "", "modality": "optical"}
+    return Collection.model_validate({"name": "files", "bands": bands, "layout": layout, **about})
 
 
 class Built:
@@ -94,7 +94,8 @@ class Built:
         assert {s.name for s in self.records} == set(contents)
         for record in self.records:
             assert record.dropped in NAMES | {""}, record
-            assert len(record.detail) <= 200 and name not in record.detail
+            assert len(record.detail) <= 200
+            assert name not in record.detail
 
     def reasons(self) -> dict[str, str]:
         return {s.name: s.dropped for s in self.records}
@@ -252,7 +253,8 @@ def test_names_that_lie() -> None:
         assert built.one(name).dropped == "", kind
     assert np.array_equal(built.pixels("none"), SCENE)
     for name in ("text.png", "page.jpg", "doc.tif", "empty.jpg", "zeros.png", "nul.tif"):
-        assert built.one(name).dropped == "unreadable" and built.one(name).detail
+        assert built.one(name).dropped == "unreadable"
+        assert built.one(name).detail
 
 
 def test_one_pixel() -> None:
@@ -426,7 +428,8 @@ def test_palettes() -> None:
         assert np.array_equal(built.pixels(name), layers[:, :, :3]), name
         assert built.one(name).valid_share == pytest.approx((layers[:, :, 3] > 0).mean()), name
         assert built.one(name).bands == ("red", "green", "blue")
-    assert built.one("opaque.png").valid_share == 1.0 and built.one("one-clear.png").valid_share < 1.0
+    assert built.one("opaque.png").valid_share == 1.0
+    assert built.one("one-clear.png").valid_share < 1.0
 
 
 def test_alpha() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.errors import RecipeError, StageError
@@ -135,6 +135,7 @@ def test_the_first_rule_that_matches_is_the_reason() -> None:
     assert dropped(rules[1:], [record, GOOD]) == ["dark", ""]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(CASES), min_size=1, max_size=6), st.permutations(range(8)))
 def test_rules_look_at_each_record_alone(cases: list[Any], order: list[int]) -> None:
     rules = [rule for rule, *_ in cases]
@@ -242,8 +243,10 @@ def test_a_file_of_scores_that_cannot_be_used_is_named(tmp_path: Path, content: 
     elif content is not None:
         path.write_bytes(content)
     exclude = Exclude.model_validate({"rules": [{"rule": "column", "file": str(path), "column": "score", "below": 1}]})
-    with pytest.raises(RecipeError, match=r"exclude: column: .*scores\.parquet"):
-        exclude.digest()
+    if content in (None, "folder"):
+        with pytest.raises(RecipeError, match=r"exclude: column: .*scores\.parquet: (No such file|Is a directory)"):
+            exclude.digest()
+    with pytest.raises(RecipeError, match=r"exclude: column: .*scores\.parquet must be a Parquet file with `key` and"):
         exclude(to_table(KEYS), part(tmp_path))
 
 

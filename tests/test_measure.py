@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -330,7 +331,8 @@ def test_nothing_found_is_none(scenes: list[Pixels]) -> None:
 
 def test_all_of_a_black_picture_is_collar() -> None:
     valid = Collar(30).valid(np.zeros((20, 30, 3), np.uint8), first=True, last=True)
-    assert valid is not None and not valid.any()
+    assert valid is not None
+    assert not valid.any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -340,7 +342,7 @@ def test_rows_in_pieces_are_as_in_one_but_for_the_bottom(cuts: list[int], fill: 
     pixels, _ = rotated(texture, fill, degrees)
     collar, edges = Collar(90), [0, *sorted(set(cuts)), 120]
     pieces = []
-    for top, bottom in zip(edges, edges[1:], strict=False):
+    for top, bottom in itertools.pairwise(edges):
         valid = collar.valid(pixels[top:bottom], first=top == 0, last=bottom == 120)
         pieces.append(np.zeros((bottom - top, 90), bool) if valid is None else ~valid)
     streamed, whole = np.concatenate(pieces), found(pixels)

@@ -159,7 +159,8 @@ def test_nonsense_is_no_place(crs: str, transform: tuple[float, ...]) -> None:
 def test_degrees_beyond_the_pole_are_no_place() -> None:
     sample = image("EPSG:4326", (0.1, 0.0, 0.0, 0.0, -0.1, 95.0), 100, 800)
     north, south = footprints(sample, [Window(0, 0, 100, 100), Window(0, 50, 100, 100)])
-    assert north == () and len(south) == 8
+    assert north == ()
+    assert len(south) == 8
 
 
 def test_a_corner_outside_the_projection_empties_its_own_window_alone() -> None:
@@ -169,8 +170,10 @@ def test_a_corner_outside_the_projection_empties_its_own_window_alone() -> None:
     corner, middle, edge = footprints(
         sample, [Window(0, 0, 64, 64), Window(200, 240, 64, 64), Window(476, 476, 64, 64)]
     )
-    assert corner == () and edge == ()
-    assert len(middle) == 8 and -100 < middle[0] < -75
+    assert corner == ()
+    assert edge == ()
+    assert len(middle) == 8
+    assert -100 < middle[0] < -75
     assert footprints(sample, [Window(200, 240, 64, 64)]) == [pytest.approx(middle, abs=1e-9)]
     assert gsd_m(sample) == pytest.approx(step, rel=2e-2)  # below the satellite
     assert gsd_m(replace(sample, width=2, height=2)) is None
@@ -220,7 +223,9 @@ def test_places_as_files_give_them(tmp_path: Path) -> None:
     rgb = ("red", "green", "blue")
     header, where = geotiff.header(str(tmp_path / "gcps.tif"), rgb)
     sample = Sample(width=header.width, height=header.height, **where)
-    assert sample.crs == "EPSG:4326" and sample.transform is None and len(json.loads(sample.gcps)) == 3
+    assert sample.crs == "EPSG:4326"
+    assert sample.transform is None
+    assert len(json.loads(sample.gcps)) == 3
     assert footprints(sample, [whole(sample)])[0][:4] == pytest.approx((20, 50, 20.01, 50), abs=1e-9)
     _, where = geotiff.header(str(tmp_path / "rotated.tif"), rgb)
     assert where["transform"] == pytest.approx(tuple(from_gcps(points)[:6]), abs=0)

@@ -30,7 +30,10 @@ def test_a_grid_covers_every_pixel_with_windows_of_one_size_that_lie_inside(give
     covered = np.zeros((height, width), bool)
     for w in windows:
         assert (w.width, w.height) == (min(size, width), min(size, height))
-        assert w.left >= 0 and w.top >= 0 and w.left + w.width <= width and w.top + w.height <= height
+        assert w.left >= 0
+        assert w.top >= 0
+        assert w.left + w.width <= width
+        assert w.top + w.height <= height
         covered[w.top : w.top + w.height, w.left : w.left + w.width] = True
     assert covered.all()
     assert len(set(windows)) == len(windows)
@@ -42,9 +45,11 @@ def test_the_last_window_alone_is_moved_back(given_: tuple[int, int, int, int]) 
     width, _, size, gap = given_
     lefts = starts(width, size, gap)
     steps = np.diff(lefts)
-    assert lefts[0] == 0 and lefts[-1] == max(width - size, 0)
+    assert lefts[0] == 0
+    assert lefts[-1] == max(width - size, 0)
     assert (steps[:-1] == size - gap).all()
-    assert (steps > 0).all() and (steps <= size - gap).all()
+    assert (steps > 0).all()
+    assert (steps <= size - gap).all()
     assert lefts == sorted({w.left for w in grid(width, 1, size, gap)})
 
 
@@ -57,7 +62,8 @@ def test_an_even_grid_begins_at_even_pixels_and_covers_all_but_an_odd_last_row(
     windows = grid(width, height, size, gap, even=True)
     covered = np.zeros((height, width), bool)
     for w in windows:
-        assert not any(n % 2 for n in w) and min(w.width, w.height) > 0
+        assert not any(n % 2 for n in w)
+        assert min(w.width, w.height) > 0
         covered[w.top : w.top + w.height, w.left : w.left + w.width] = True
     assert covered[: height - height % 2, : width - width % 2].all()
     assert len(set(windows)) == len(windows)
@@ -101,12 +107,17 @@ def test_random_windows_lie_inside_and_overlap_no_more_than_asked(
     seed, size, sides, law, crops, cap = given_
     windows = scattered(np.random.default_rng(seed), size, sides, law, crops, cap)
     assert windows == scattered(np.random.default_rng(seed), size, sides, law, crops, cap)
-    assert len(windows) <= crops and (len(windows) >= 1 or not crops)
+    assert len(windows) <= crops
+    assert len(windows) >= 1 or not crops
     assert windows == sorted(windows, key=lambda w: (w.top, w.left, w.height))
     low, high = (min(side, *size) for side in sides)
     for w in windows:
-        assert w.width == w.height and low <= w.width <= high
-        assert w.left >= 0 and w.top >= 0 and w.left + w.width <= size[0] and w.top + w.height <= size[1]
+        assert w.width == w.height
+        assert low <= w.width <= high
+        assert w.left >= 0
+        assert w.top >= 0
+        assert w.left + w.width <= size[0]
+        assert w.top + w.height <= size[1]
     for one, other in combinations(windows, 2):
         canvas = np.zeros((size[1], size[0]), np.uint8)
         for w in (one, other):
