@@ -25,8 +25,9 @@ from . import files
 from .measure import Pixels
 from .sample import Sample, Spec
 
-WHOLE_PX = 1 << 27  # images up to this size come in one piece: 0.5 GB in Pillow, 0.4 GB as an array
-COLOURS = ("red", "green", "blue")
+WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel there, 6 while they become an array
+COLOURS, GRAY = ("red", "green", "blue"), ("gray",)
+NARROW_ROWS = 64
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations
 _PILLOW_BANDS = {
     "1": "gray", "L": "gray", "LA": "gray", "La": "gray", "I": "gray", "F": "gray", "I;16": "gray", "I;16B": "gray",
@@ -96,8 +97,11 @@ class Narrow(Spec):
     def __call__(self, levels: NDArray[Any]) -> Pixels:
         """(H, W, 3) of any type -> (H, W, 3) uint8, rounded half up."""
         low, high = self.range
-        scaled = (levels.astype(np.float64) - low) * (255.0 / (high - low)) + 0.5
-        return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255).astype(np.uint8)
+        shown = np.empty(levels.shape, np.uint8)
+        for y in range(0, len(levels), NARROW_ROWS):  # a double is 8 bytes: a few rows at a time
+            scaled = (levels[y : y + NARROW_ROWS].astype(np.float64) - low) * (255.0 / (high - low)) + 0.5
+            shown[y : y + NARROW_ROWS] = np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)
+        return shown
 
 
 @contextmanager

@@ -14,7 +14,10 @@ _RUN = 1000  # columns whose squares (of Laplacians: 1020**2) add up within 32 b
 
 
 def jit(function: Any) -> Any:
-    return nb.njit(cache=True, nogil=True)(function)
+    try:
+        return nb.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile every time
+        return nb.njit(nogil=True)(function)
 
 
 @jit

@@ -234,7 +234,7 @@ def build(
     roots, missing = find_sources(recipe, data, allow_missing)
     make_folders(out, work)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    with locked(work), Engine(workers) as engine:
+    with locked(work), writing(work, out), Engine(workers) as engine:
         run.sweep(work)
         return Build(recipe, out, work, roots, missing, engine=engine, say=say or (lambda line: None)).run(free)
 
@@ -272,6 +272,17 @@ def locked(work: Path, alone: bool = False) -> Iterator[None]:
         except OSError:
             busy = "a build is running in" if alone else "`datakit gc` is running in"
             raise StageError(f"{busy} {work}: wait until it ends") from None
+        yield
+
+
+@contextmanager
+def writing(work: Path, out: Path) -> Iterator[None]:
+    """Only one build at a time writes to a folder."""
+    with (work / f"lock-{digest(str(out))}").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageError(f"another build is writing to {out}: wait until it ends") from None
         yield
 
 

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
 from . import files
-from .image import COLOURS, WHOLE_PX, Narrow, opened
+from .image import COLOURS, GRAY, WHOLE_PX, Narrow, opened
 from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
-BAND_PX = 1 << 24  # of images over WHOLE_PX, about this much at a time
+BAND_PX = 1 << 25  # of rasters, about this much at a time
 
 
 class Piece:
@@ -77,7 +77,7 @@ class Reader:
         Gray comes as three equal bands. To be read within `quiet()`. Raises OSError and the like where it cannot be
         read, TooLarge, NotShown.
         """
-        if sample.format == "GTiff" or sample.dtype != "uint8":
+        if sample.format == "GTiff" or sample.dtype != "uint8" or sample.bands not in (COLOURS, GRAY):
             yield from self._raster(sample)
         elif sample.image_width * sample.image_height <= WHOLE_PX:
             yield from self._pillow(sample)
@@ -120,8 +120,7 @@ class Reader:
             if block[0] * block[1] > 2 * WHOLE_PX:
                 raise TooLarge(f"blocks of {block[1]} x {block[0]} px")
             picker = Picker.of(raster, sample, self.narrow)
-            whole = raster.width * raster.height <= WHOLE_PX
-            step = raster.height if whole else max(BAND_PX // raster.width // block[0], 1) * block[0]
+            step = max(BAND_PX // raster.width // block[0], 1) * block[0]
             collar = Collar(raster.width) if self.collars and not picker.has_mask else None
             for top in range(0, raster.height, step):
                 window = RasterWindow(0, top, raster.width, min(step, raster.height - top))
@@ -162,7 +161,7 @@ class Picker:
         narrows = narrow is not None and narrow.fits(names)
         if sample.dtype != "uint8" and not narrows:
             raise NotShown("dtype")
-        if "palette" in interpretation or names == ("gray",):
+        if "palette" in interpretation or names == GRAY:
             indexes = [1]
         elif narrow and narrows and names != COLOURS:
             indexes = [names.index(b) + 1 for b in narrow.bands]

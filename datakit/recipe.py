@@ -92,7 +92,7 @@ def find(path: Path) -> Path:
 def folders(kind: str) -> list[Path]:
     """Where bundled `recipes` or `manifests` lie: in the package, or beside it in a checkout."""
     package = Path(str(resources.files("datakit")))
-    return [folder for folder in (package / "bundled" / kind, package.parent / kind) if folder.is_dir()]
+    return [folder for folder in (package / "bundled" / kind, package.parent / kind) if folder.is_dir()][:1]
 
 
 def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

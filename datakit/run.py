@@ -266,8 +266,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno not in TROUBLE:
-            raise
-        raise StageError(f"{TROUBLE[exc.errno]}: {exc.filename or exc}. Then run the same command again") from exc
+        what = TROUBLE.get(exc.errno or 0, exc.strerror or "the system said no")
+        raise StageError(f"{what}: {exc.filename or exc}. Then run the same command again") from exc
     except KilledWorker as exc:
         raise StageError(f"workers died again and again on one part: out of memory? Use fewer workers ({exc})") from exc

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.transform import Affine
 
 from datakit import files, image
 from datakit.manifest import Collection, Layout
@@ -218,6 +220,20 @@ def test_bytes_that_were_changed(name: str, changes: list[tuple[float, int]], in
     for share, value in changes:
         data[min(int(share * reach), reach - 1)] = value
     Built({name: bytes(data)})
+
+
+@pytest.mark.soak
+def test_bytes_that_were_changed_for_long() -> None:
+    rng = random.Random(2)
+    others = {"palette.png": saved(RGB.quantize(16), "PNG", transparency=b"\0\x80\xff")} | ANIMATED | DEEP
+    names = sorted({**WHOLE, **others})
+    for _ in range(8000):
+        name = rng.choice(names)
+        data = bytearray({**WHOLE, **others}[name])
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 500)
+        for _ in range(rng.choice((1, 1, 2, 3, 8, 40))):
+            data[rng.randrange(reach)] = rng.choice((0, 1, 255, rng.randrange(256)))
+        Built({name: bytes(data)}, rules=rng.choice(((), RULES)), grid_px=2000)
 
 
 @settings(max_examples=60, deadline=None)
@@ -555,6 +571,22 @@ def test_palettes_of_tiffs() -> None:
     assert np.array_equal(built.pixels("gdal.tif"), colours[levels])
     assert np.array_equal(built.pixels("pillow.tif"), np.asarray(RGB.quantize(64).convert("RGB")))
     assert {s.valid_share for s in built.records} == {1.0}
+
+
+def test_places_that_make_no_sense_cost_an_image_its_place_alone() -> None:
+    point = GroundControlPoint(row=1, col=1, x=5, y=5)
+    contents = {
+        "points.tif": tiff(BANDS, photometric="RGB", gcps=[point] * 4, crs="EPSG:4326"),
+        "local.tif": tiff(
+            BANDS, photometric="RGB", transform=Affine(1, 0, 5, 0, -1, 5), crs='LOCAL_CS["site",UNIT["metre",1]]'
+        ),
+        "nan.tif": tiff(BANDS, photometric="RGB", transform=Affine(float("nan"), 0, 5, 0, -1, 5), crs="EPSG:4326"),
+        "pole.tif": tiff(BANDS, photometric="RGB", transform=Affine(1, 0, 0, 0, -1, 500), crs="EPSG:4326"),
+    }
+    built = Built(contents, grid_px=64)
+    for name in contents:
+        assert np.array_equal(built.pixels(name), SCENE), name
+    assert {s.footprint for s in built.records} == {()}
 
 
 def test_masks_are_seen_by_the_reader_as_gdal_sees_them() -> None:

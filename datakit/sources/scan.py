@@ -151,7 +151,7 @@ def read_header(
             return geotiff.header(name, expected)
     with Image.open(io.BytesIO(content) if file.packing else files.on_disk(root, file.path)) as opened:
         header = image.pillow_header(opened, head)
-    if len(header.bands) == len(expected):  # three bands of a PNG are what the manifest says, not always a picture
+    if header.bands == image.COLOURS and len(expected) == 3:  # what the manifest says: not always a picture
         header = header._replace(bands=expected)
     return header, {}
 

@@ -16,7 +16,8 @@ class Subset(Spec):
     """The first `count` (or `share`) of the samples in order of mix64(id, seed), after the caps.
 
     per_source: at most so many of a source, the first in that order. cap: {flat: 0.05}: at every point of the order
-    flat tiles are at most this share of what came so far, so every subset obeys it.
+    flat tiles are at most this share of what came so far, so every subset obeys it. Subsets that differ in
+    per_source alone are nested where there is no cap: with fewer tiles of one source, flat ones of another may get in.
     """
 
     VERSION: ClassVar[int] = 1
