@@ -19,7 +19,7 @@ from .image import COLOURS, GRAY, WHOLE_PX, Narrow, opened
 from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
-BAND_PX = 1 << 25  # of rasters, about this much at a time
+BAND_PX = 1 << 24  # of rasters, about this much at a time
 
 
 class Piece:
