@@ -16,14 +16,16 @@ from rasterio.windows import Window
 from worlds import scene
 
 BUILD = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 import datakit
 from datakit.recipe import Recipe
 recipe = Recipe.load("recipes/opticalrs_files.yaml")
 manifest = datakit.build(recipe, data=sys.argv[1], out=sys.argv[2], workers=0, free=True)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # ru_maxrss is the parent's
 print(json.dumps({"samples": manifest.samples, "peak_bytes": peak, "counts": manifest.model_dump()["counts"]}))
 """
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 LAYOUTS = {
     "tiled": {"compress": "jpeg", "photometric": "ycbcr", "tiled": True, "blockxsize": 512, "blockysize": 512},
     "striped": {"compress": "deflate", "zlevel": 1, "interleave": "pixel"},
@@ -53,7 +55,7 @@ def test_a_scene_of_256_megapixels_takes_less_than_its_own_size_and_a_bit(tmp_pa
     make_scene(tmp_path / "data" / "scene.tif", 16_000, layout)
     done = build_alone(tmp_path / "data", tmp_path / "out")
     assert done["samples"] == 32 * 32
-    assert done["peak_bytes"] < 1.0 * 2**30  # its pixels are 0.72 GiB
+    assert done["peak_bytes"] < 0.7 * 2**30  # its pixels are 0.72 GiB
 
 
 @pytest.mark.soak
