@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import files, image, leave, listing, run, staging
+from . import collect, files, image, leave, listing, run, staging
 from .errors import SourceError, StageError
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
@@ -48,15 +48,15 @@ class Build(leave.Story):
         for before, step in zip(("list", *STEPS), STEPS, strict=False):
             self.step(step, parts[before], parts[step])
             self.check_chain(before, step)
-        chosen = leave.choose(self.recipe, parts["measured"])
+        chosen = collect.choose(self.recipe, parts["measured"])
         self.funnels["subset"] = chosen.funnel
-        dropped = leave.dropped_records({step: parts[step] for step in ("list", *STEPS)}, chosen)
-        jobs = leave.shard_jobs(self.recipe, chosen, self.out, self.work)
+        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, chosen)
+        jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with run.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
             waiting = [job for job in pictures if not job.path.exists()]
             unwritten = [job for job in jobs if written(job) is None]
-            self.restage(parts, leave.needed_bytes(unwritten, waiting))
+            self.restage(parts, collect.needed_bytes(unwritten, waiting))
             uses += [job.sidecar for job in jobs] + [job.path for job in pictures]
             leave.keep_note(self.work, self.recipe.name, self.out, uses)
             if unwritten:
@@ -181,7 +181,7 @@ class Build(leave.Story):
         """Write what is not there; with `free` from the last to the first, cutting staged bytes off behind."""
         done: set[str] = set()
         files = [path.with_suffix(STAGED) for path in cut]
-        ends = leave.ends(jobs, self.work) if free else []
+        ends = collect.ends(jobs, self.work) if free else []
         with self.timed("shards"):
             for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
                 self.counts["shards_written"] += 1

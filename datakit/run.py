@@ -221,20 +221,24 @@ class Engine:
             with explained():
                 yield from map(task, items)
             return
-        from distributed import as_completed
-
         waiting = iter(items)
         first = list(islice(waiting, self.workers * IN_FLIGHT))
         if not first:
             return
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
         client = self._start()
         running = as_completed([client.submit(task, item, pure=False) for item in first])
-        with explained():
-            for future in running:
-                yield future.result()
-                future.release()
-                for item in islice(waiting, 1):
-                    running.add(client.submit(task, item, pure=False))
+        try:
+            with explained():
+                for future in running:
+                    yield future.result()
+                    future.release()
+                    for item in islice(waiting, 1):
+                        running.add(client.submit(task, item, pure=False))
+        except KilledWorker as exc:
+            raise StageError(f"workers died again and again on one part: too little memory? Use fewer ({exc})") from exc
 
     def _start(self) -> Any:
         if self._client is None:
@@ -260,13 +264,9 @@ class Engine:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Trouble with the disk or with workers as a StageError that says what to do."""
-    from distributed.scheduler import KilledWorker
-
+    """Trouble with the disk as a StageError that says what to do."""
     try:
         yield
     except OSError as exc:
         what = TROUBLE.get(exc.errno or 0, exc.strerror or "the system said no")
         raise StageError(f"{what}: {exc.filename or exc}. Then run the same command again") from exc
-    except KilledWorker as exc:
-        raise StageError(f"workers died again and again on one part: out of memory? Use fewer workers ({exc})") from exc

@@ -22,7 +22,8 @@ import datakit
 from datakit.recipe import Recipe
 recipe = Recipe.load("recipes/opticalrs_files.yaml")
 manifest = datakit.build(recipe, data=sys.argv[1], out=sys.argv[2], workers=0, free=True)
-peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # ru_maxrss is the parent's
+status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
 print(json.dumps({"samples": manifest.samples, "peak_bytes": peak, "counts": manifest.model_dump()["counts"]}))
 """
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")

@@ -18,7 +18,8 @@ LAYERS = [
     "pixels",
     "sources stages run",
     "recipe pictures listing card tables",
-    "leave plan",
+    "collect plan",
+    "leave",
     "pipeline",
     "cli",
 ]

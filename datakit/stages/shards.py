@@ -92,6 +92,7 @@ class ShardJob:
     split: str
     suffix: str  # of the images
     rows: Rows
+    reach: dict[str, int]  # the last byte of each staging file that it needs
     sidecar: Path  # where the shard's records go: in the work folder
     out: Path
     work: Path
