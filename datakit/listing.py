@@ -34,7 +34,8 @@ def list_source(source: Source, root: Path, work: Path) -> Listed:
     """List a source; its parts lie in work/list."""
     found = list(folder.files(root))
     records = list(listing(source, found))
-    home = work / "list" / f"{source.name}-{digest(str(root.resolve()), source.collection.layout.model_dump_json())}"
+    layout = source.collection.layout.model_dump_json()
+    home = work / "list" / f"{source.name}-{digest(str(root.resolve()), layout, str(source.subfolder))}"
     home.mkdir(parents=True, exist_ok=True)
     entered = membership(home)
     new = [r for r in records if r.name not in entered]

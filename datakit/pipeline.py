@@ -59,8 +59,7 @@ class Build(leave.Story):
             self.restage(parts, collect.needed_bytes(unwritten, waiting))
             uses += [job.sidecar for job in jobs] + [job.path for job in pictures]
             leave.keep_note(self.work, self.recipe.name, self.out, uses)
-            if unwritten:
-                (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
+            (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
             with self.timed("pictures"):
                 for n, opened in enumerate(self.engine.map(draw, waiting), 1):
                     self.counts += Counter(pictures_opened=opened)

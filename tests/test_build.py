@@ -303,6 +303,17 @@ def test_nothing_left_is_an_error(world: Path, tmp_path: Path) -> None:
         datakit.build(recipe_of(*NAMES, exclude={"rules": rules}), data=world, out=tmp_path / "out", workers=0)
 
 
+def test_a_licence_that_changes_reaches_every_sample(world: Path, tmp_path: Path) -> None:
+    datakit.build(recipe_of(*NAMES), data=world, out=tmp_path / "out", workers=0)
+    plain = recipe_of(*NAMES).model_dump(mode="json")
+    for source in plain["sources"]:
+        source["collection"] |= {"licence": "MIT", "title": "another title"}
+    datakit.build(Recipe.model_validate(plain), data=world, out=tmp_path / "out", workers=0)
+    assert "images_opened" not in work_done(tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet", columns=["licences"]).column("licences").to_pylist()
+    assert rows == [["MIT"]] * len(rows)
+
+
 class Loses:
     """A stage with a fault: it loses a record."""
 

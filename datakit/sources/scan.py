@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
@@ -17,11 +18,12 @@ from pydantic import Field, field_validator
 from .. import boxes, files, image, place
 from ..errors import SourceError
 from ..manifest import Collection
-from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
+from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import geotiff
 from .labels import LabelReader
 
 HEAD_BYTES = 32
+USED = ("modality", "licence", "bands", "layout", "splits")  # fields of a collection that records depend on
 
 
 class Source(Spec):
@@ -86,9 +88,6 @@ def located(source: Source, file: files.File) -> Sample:
         packed_bytes=file.packed_bytes,
         packing=file.packing,
         crc=file.crc,
-        modality=source.collection.modality,
-        licences=(source.collection.licence,),
-        split=source.collection.split_of(file.name),
     )
 
 
@@ -99,6 +98,13 @@ class Scan(Spec):
     source: Source
     labels: str = Field(description="digest of the label files")
 
+    def digest(self, *more: str) -> str:
+        """Of what the records depend on: a better citation in the manifest moves nothing."""
+        about = self.source.collection.model_dump(mode="json", include=set(USED))
+        return digest(
+            self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels, *more
+        )
+
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
         index = label_index(part.work / "labels" / f"{self.labels}.parquet")
@@ -107,6 +113,9 @@ class Scan(Spec):
         with image.quiet():
             for sample in from_table(records):
                 part.counts["headers_read"] += 1
+                about = self.source.collection
+                split = about.split_of(sample.name)
+                sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
                 out.append(self._one(sample, root, part, read_labels))
         return to_table(out)
 
