@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -253,8 +254,8 @@ def test_a_file_of_scores_that_cannot_be_used_is_named(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ({"rule": "path", "pattern": "("}, r"rules\.0\.path\.pattern: .*\( is no regular expression"),
-        ({"rule": "every_nth", "n": 5, "frame": "("}, r"frame: .*no regular expression"),
+        ({"rule": "path", "pattern": "("}, r"rules\.0\.path\.pattern: .*valid regular expression"),
+        ({"rule": "every_nth", "n": 5, "frame": "("}, r"frame: .*valid regular expression"),
         ({"rule": "every_nth", "n": 5, "frame": r"\d+"}, r"frame: .*one group"),
         ({"rule": "every_nth", "n": 5, "frame": r"(\d)(\d)"}, r"frame: .*one group"),
         ({"rule": "every_nth", "n": 1}, r"rules\.0\.every_nth\.n"),
@@ -269,6 +270,16 @@ def test_a_file_of_scores_that_cannot_be_used_is_named(tmp_path: Path, content: 
 def test_rules_that_make_no_sense_are_recipe_errors(rule: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         validate(Exclude, {"rules": [rule]}, "recipe.yaml")
+
+
+def test_rules_are_spelled_as_they_are_written(tmp_path: Path) -> None:
+    for rule in all_rules(tmp_path):
+        exclude = Exclude.model_validate({"rules": [rule]})
+        plain = exclude.model_dump(mode="json")["rules"][0]
+        assert {key: plain[key] for key in rule} == rule
+        again = pickle.loads(pickle.dumps(exclude))
+        assert again == exclude == Exclude.model_validate({"rules": [plain]})
+        assert again.digest() == exclude.digest()
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

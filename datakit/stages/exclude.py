@@ -53,15 +53,6 @@ class Columns:
         self._arrays.pop(name, None)
 
 
-def pattern_text(text: str) -> str:
-    """The text of a regular expression; ValueError if it is none."""
-    try:
-        re.compile(text)
-    except re.error as exc:
-        raise ValueError(f"{text} is no regular expression: {exc}") from None
-    return text
-
-
 def number(found: re.Match[str] | None) -> int | None:
     """The number in the first group of a match; None where there is no match, or the group is no number."""
     try:
@@ -186,13 +177,10 @@ class PathPattern(_Rule):
     """Images whose name within the collection matches a regular expression, anywhere in it."""
 
     rule: Literal["path"] = "path"
-    pattern: str
-
-    _compiles = field_validator("pattern")(pattern_text)
+    pattern: re.Pattern[str]
 
     def matches(self, c: Columns) -> Bools:
-        found = re.compile(self.pattern)
-        return np.array([found.search(name) is not None for name in c.texts("name")], bool)
+        return np.array([self.pattern.search(name) is not None for name in c.texts("name")], bool)
 
 
 class EveryNth(_Rule):
@@ -200,22 +188,21 @@ class EveryNth(_Rule):
 
     rule: Literal["every_nth"] = "every_nth"
     n: int = Field(gt=1)
-    frame: str = r"(\d+)\.[^.]+$"
+    frame: re.Pattern[str] = re.compile(r"(\d+)\.[^.]+$")
     source: str = Field("", description="only in this source")
-
-    _compiles = field_validator("frame")(pattern_text)
 
     @field_validator("frame")
     @classmethod
-    def _has_one_group(cls, frame: str) -> str:
-        if re.compile(frame).groups != 1:
-            raise ValueError(f"{frame} must have one group, around the frame number: (\\d+)")
-        return frame
+    def _has_one_group(cls, frame: re.Pattern[str]) -> re.Pattern[str]:
+        if frame.groups == 1:
+            return frame
+        raise ValueError(f"{frame.pattern} must have one group, around the frame number: (\\d+)")
 
     def matches(self, c: Columns) -> Bools:
-        found = re.compile(self.frame)
         here = [self.source in ("", source) for source in c.texts("source")]
-        numbers = [number(found.search(name)) if h else None for h, name in zip(here, c.texts("name"), strict=True)]
+        numbers = [
+            number(self.frame.search(name)) if h else None for h, name in zip(here, c.texts("name"), strict=True)
+        ]
         return np.array([n is not None and n % self.n != 0 for n in numbers], bool)
 
 
@@ -227,9 +214,8 @@ class Licence(_Rule):
     deny: tuple[str, ...] = ()
 
     def matches(self, c: Columns) -> Bools:
-        allowed = [not self.allow or bool(set(has) & set(self.allow)) for has in c.texts("licences")]
-        denied = [bool(set(has) & set(self.deny)) for has in c.texts("licences")]
-        return np.array([d or not a for a, d in zip(allowed, denied, strict=True)], bool)
+        allow, deny = set(self.allow), set(self.deny)
+        return np.array([bool((allow and not allow & {*has}) or deny & {*has}) for has in c.texts("licences")], bool)
 
 
 class ValidShare(_MeasuredRule):
