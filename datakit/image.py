@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -28,6 +28,7 @@ from .sample import Sample, Spec
 WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel there, 6 while they become an array
 COLOURS, GRAY = ("red", "green", "blue"), ("gray",)
 NARROW_ROWS = 64
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000")  # what Pillow opens here: others start programs
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations
 _PILLOW_BANDS = {
     "1": "gray", "L": "gray", "LA": "gray", "La": "gray", "I": "gray", "F": "gray", "I;16": "gray", "I;16B": "gray",
@@ -108,10 +109,10 @@ class Narrow(Spec):
 def opened(root: Path, file: files.Located) -> Iterator[Image.Image]:
     """An image through Pillow, its pixels not yet decoded."""
     if file.packing:
-        with Image.open(io.BytesIO(files.read(root, file))) as image:
+        with Image.open(io.BytesIO(files.read(root, file)), formats=FORMATS) as image:
             yield image
     else:
-        with Image.open(files.on_disk(root, file.path)) as image:
+        with Image.open(files.on_disk(root, file.path), formats=FORMATS) as image:
             yield image
 
 
@@ -133,14 +134,14 @@ def pillow_header(image: Image.Image, head: bytes) -> Header:
         raise OSError(f"mode {image.mode}")
     kind = image.format or ""
     frames = 1 if kind == "MPO" else int(getattr(image, "n_frames", 1))  # an MPO's further frames are views or previews
-    orientation = _orientation(image)
-    width, height = image.size[::-1] if orientation in SWAPS_SIDES else image.size
+    width, height = image.size
     dtype = _PILLOW_DTYPE.get(image.mode, "uint8")
     if kind == "PNG" and head[24:25] == b"\x10":  # IHDR: 16 bits, which Pillow would narrow without a word
         dtype = "uint16"
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     bands = tuple(_PILLOW_BANDS[image.mode].split())
-    return Header(width, height, bands, alpha, dtype, "JPEG" if kind == "MPO" else kind, orientation, frames)
+    stored = Header(width, height, bands, alpha, dtype, "JPEG" if kind == "MPO" else kind, frames=frames)
+    return as_shown(stored, _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -148,20 +149,47 @@ def _orientation(image: Image.Image) -> int:
     exif = image.getexif() if image.format != "PNG" else Image.Exif()
     if image.format == "PNG" and "exif" in image.info:
         exif.load(image.info["exif"])
+    elif image.format == "PNG" and "Raw profile type exif" in image.info:  # as ImageMagick writes it, in hexadecimal
+        exif.load(bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:])))
+    return _turn_of(exif)
+
+
+def orientation_behind(image: Image.Image) -> int:
+    """EXIF orientation of a decoded image, wherever in the file it stands."""
+    return _turn_of(image.getexif())
+
+
+def _turn_of(exif: Image.Exif) -> int:
     value = exif.get(0x0112, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def as_shown(header: Header, orientation: int) -> Header:
+    """A header whose width and height are those of the picture as stored, turned."""
+    if orientation in SWAPS_SIDES:
+        header = header._replace(width=header.height, height=header.width)
+    return header._replace(orientation=orientation)
+
+
+def tiff_orientation(stream: BinaryIO) -> int:
+    """Orientation of a TIFF by its tag 274, 1 to 8: GDAL does not look at it."""
+    try:
+        with Image.open(stream, formats=["TIFF"]) as image:
+            return _turn_of(image.getexif())
+    except (OSError, SyntaxError, ValueError):  # many bands, or a kind of TIFF that Pillow does not know
+        return 1
+
+
 def decode(data: bytes) -> Pixels:
     """Pixels of a tile that `Encode` made: (H, W, 3) uint8."""
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
 def preview(data: bytes, side_px: int) -> bytes | None:
     """A small JPEG of an encoded image, at most side_px on a side; None where it cannot be read."""
     try:
-        with quiet(), Image.open(io.BytesIO(data)) as picture:
+        with quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             picture.draft("RGB", (side_px * 2, side_px * 2))
             if picture.width * picture.height > WHOLE_PX:
                 return None

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
 from . import files
-from .image import COLOURS, GRAY, WHOLE_PX, Narrow, opened
+from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, opened, orientation_behind
 from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
@@ -93,13 +93,15 @@ class Reader:
         if sample.window or sample.format != "JPEG" or sample.orientation != 1:
             return None
         data = files.read(self.root, sample)
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             plain = picture.mode == "L" or (picture.mode == "RGB" and picture.info.get("adobe_transform", 1) != 0)
         return data if plain else None
 
     def _pillow(self, sample: Sample) -> Iterator[Piece]:
         with opened(self.root, sample) as image:
             image.load()
+            if sample.format == "PNG" and orientation_behind(image) != sample.orientation:
+                raise OSError("the orientation stands behind the pixels, where a header does not tell it")
             picture = ImageOps.exif_transpose(image) if sample.orientation != 1 else image
             if sample.alpha:
                 layers = np.asarray(picture.convert("RGBA"))
@@ -120,6 +122,9 @@ class Reader:
             if block[0] * block[1] > 2 * WHOLE_PX:
                 raise TooLarge(f"blocks of {block[1]} x {block[0]} px")
             picker = Picker.of(raster, sample, self.narrow)
+            if sample.orientation != 1:
+                yield self._turned(picker, raster, sample)
+                return
             step = max(BAND_PX // raster.width // block[0], 1) * block[0]
             collar = Collar(raster.width) if self.collars and not picker.has_mask else None
             for top in range(0, raster.height, step):
@@ -128,6 +133,24 @@ class Reader:
                 if collar:
                     piece.valid = collar.valid(piece.pixels, top == 0, top + step >= raster.height)
                 yield piece
+
+    def _turned(self, picker: Picker, raster: Any, sample: Sample) -> Piece:
+        """A raster whose Orientation tag is not 1, as shown; GDAL reads it as stored."""
+        if raster.width * raster.height > WHOLE_PX:
+            raise TooLarge(f"over {WHOLE_PX} px, and turned by its orientation")
+        piece = picker.read(raster, RasterWindow(0, 0, raster.width, raster.height))
+        pixels = np.ascontiguousarray(turned(piece.pixels, sample.orientation))
+        valid = None if piece.valid is None else np.ascontiguousarray(turned(piece.valid, sample.orientation))
+        if self.collars and not picker.has_mask:
+            valid = Collar(pixels.shape[1]).valid(pixels, first=True, last=True)
+        return Piece(pixels, valid=valid)
+
+
+def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(h, w, …) as stored -> as shown, by EXIF orientation 1 to 8."""
+    shown = stored.swapaxes(0, 1) if orientation in SWAPS_SIDES else stored
+    shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
+    return shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
 
 
 class TooLarge(Exception):
@@ -161,12 +184,13 @@ class Picker:
         narrows = narrow is not None and narrow.fits(names)
         if sample.dtype != "uint8" and not narrows:
             raise NotShown("dtype")
+        places = [n for n, colour in enumerate(interpretation, 1) if colour != "alpha"]  # of the bands named
         if "palette" in interpretation or names == GRAY:
-            indexes = [1]
+            indexes = places[:1]
         elif narrow and narrows and names != COLOURS:
-            indexes = [names.index(b) + 1 for b in narrow.bands]
+            indexes = [places[names.index(b)] for b in narrow.bands]
         elif set(names) >= set(COLOURS):
-            indexes = [names.index(b) + 1 for b in COLOURS]
+            indexes = [places[names.index(b)] for b in COLOURS]
         else:
             raise NotShown("bands")
         narrow = narrow if sample.dtype != "uint8" else None  # 8 bits are levels to show already

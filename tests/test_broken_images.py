@@ -35,6 +35,7 @@ from datakit.stages.exclude import Exclude
 from datakit.stages.slice import Slice
 
 Picture = NDArray[np.uint8]
+C = ColorInterp
 SCENE: Picture = draw(np.random.default_rng(3), "houses", 120, 90).pixels
 NAMES = {
     "unreadable", "unsafe", "dtype", "bands", "frames", "larger_than", "smaller_than", "label_unreadable",
@@ -601,3 +602,56 @@ def test_a_broken_image_takes_no_other_with_it() -> None:
     for name in contents:
         if int(name[:3]) % 2:
             assert np.array_equal(built.pixels(name), SCENE)
+
+
+def test_bands_that_a_file_names_in_another_order() -> None:
+    swapped = tiff(BANDS[::-1], photometric="MINISBLACK", colours=(C.blue, C.green, C.red))
+    built = Built({"a.tif": swapped}, rules=())
+    assert built.one("a.tif").bands == ("blue", "green", "red")
+    assert np.array_equal(built.pixels("a.tif"), SCENE)
+
+
+def test_alpha_may_be_any_band() -> None:
+    disc = alpha_disc()
+    first = tiff(np.concatenate([disc[None], BANDS]), colours=(C.alpha, C.red, C.green, C.blue))
+    built = Built({"a.tif": first})
+    assert np.array_equal(built.pixels("a.tif"), SCENE)
+    assert built.one("a.tif").valid_share == pytest.approx((disc > 0).mean())
+
+
+@pytest.mark.parametrize("grid_px", [512, 50])
+def test_orientation_of_a_tiff(grid_px: int) -> None:
+    contents = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        contents[f"{orientation}.tif"] = saved(RGB, "TIFF", exif=exif)
+    built = Built(contents, grid_px=grid_px)
+    for name, data in contents.items():
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert np.array_equal(built.pixels(name), np.asarray(upright)), name
+
+
+def test_fewer_than_eight_bits_go_by_dtype() -> None:
+    built = Built({"a.tif": tiff(SCENE[None, :, :, 1] >> 4, nbits=4)})
+    assert built.reasons() == {"a.tif": "dtype"}
+    assert Built({"a.tif": tiff(SCENE[None, :, :, 1] >> 4, nbits=4)}, rules=()).reasons() == {"a.tif": "dtype"}
+
+
+def test_orientation_that_stands_behind_the_pixels_of_a_png() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(RGB, "PNG", exif=exif)
+    at = data.index(b"eXIf") - 4
+    chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
+    end = data.index(b"IEND") - 4
+    behind = data[:at] + data[at + len(chunk) : end] + chunk + data[end:]
+    built = Built({"before.png": data, "behind.png": behind})
+    assert built.reasons() == {"before.png": "", "behind.png": "unreadable"}
+    assert "orientation" in built.one("behind.png").detail
+
+
+def test_no_other_program_is_started_to_read_an_image() -> None:
+    built = Built({"a.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"})
+    assert built.reasons() == {"a.jpg": "unreadable"}
+    assert Built({"a.png": saved(RGB, "PCX")}).reasons() == {"a.png": "unreadable"}

@@ -7,14 +7,14 @@ from typing import Any
 
 import rasterio
 
-from ..image import Header
+from ..image import COLOURS, GRAY, Header
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-COLOURS = {"red", "green", "blue", "yellow", "gray", "pan", "coastal"}
+VISIBLE = {"red", "green", "blue", "yellow", "gray", "pan", "coastal"}
 INFRARED = {"nir", "narrow_nir", "infrared", "tir", "swir", "swir_1", "swir_2", "water_vapour", "cirrus"}
 RED_EDGES = {"red_edge", "red_edge_1", "red_edge_2", "red_edge_3"}
 RADAR = {"vv", "vh", "hh", "hv"}
-KNOWN_BANDS = frozenset(COLOURS | INFRARED | RED_EDGES | RADAR)
+KNOWN_BANDS = frozenset(VISIBLE | INFRARED | RED_EDGES | RADAR)
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -27,12 +27,14 @@ def header(name: str, expected: tuple[str, ...]) -> tuple[Header, dict[str, Any]
         interpretation = [c.name for c in raster.colorinterp]
         alpha = "alpha" in interpretation
         bands = band_names(raster, interpretation, expected)
+        bits = raster.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "8")
         facts = Header(
             width=raster.width,
             height=raster.height,
             bands=bands,
             alpha=alpha,
-            dtype=str(raster.dtypes[0]),
+            # GDAL spreads bilevel images over 0..255, but gives 2 to 7 bits as they are: nearly black
+            dtype=f"uint{bits}" if raster.dtypes[0] == "uint8" and bits not in ("1", "8") else str(raster.dtypes[0]),
             format="GTiff",
             frames=max(len(raster.subdatasets), 1),
         )
@@ -50,11 +52,13 @@ def band_names(raster: Any, interpretation: list[str], expected: tuple[str, ...]
     described = [(raster.descriptions[i] or "").strip().lower().replace(" ", "_") for i in kept]
     if all(name in KNOWN_BANDS for name in described):
         return tuple(described)
+    colours = tuple(interpretation[i] for i in kept)
+    if sorted(colours) == sorted(COLOURS) and colours != COLOURS:
+        return colours  # nobody writes blue, green, red unless it is so
     if len(expected) == len(kept):
         return expected
-    colours = [interpretation[i] for i in kept]
-    if colours in (["red", "green", "blue"], ["gray"]):
-        return tuple(colours)
+    if colours in (COLOURS, GRAY):
+        return colours
     return tuple(f"band{i + 1}" for i in kept)
 
 

@@ -157,8 +157,14 @@ def read_header(
             head = stream.read(HEAD_BYTES)
     if head[:4] in geotiff.MAGIC or (file.packing and not content):
         with files.local(root, file, scratch) as name:
-            return geotiff.header(name, expected)
-    with Image.open(io.BytesIO(content) if file.packing else files.on_disk(root, file.path)) as opened:
+            header, where = geotiff.header(name, expected)
+        if not where["crs"] and not where["transform"]:  # a place is of the pixels as stored
+            with io.BytesIO(content) if file.packing else files.on_disk(root, file.path).open("rb") as stream:
+                header = image.as_shown(header, image.tiff_orientation(stream))
+        return header, where
+    with Image.open(
+        io.BytesIO(content) if file.packing else files.on_disk(root, file.path), formats=image.FORMATS
+    ) as opened:
         header = image.pillow_header(opened, head)
     if header.bands == image.COLOURS and len(expected) == 3:  # what the manifest says: not always a picture
         header = header._replace(bands=expected)
