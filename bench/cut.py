@@ -80,7 +80,13 @@ def ours(data: Path, measure: bool) -> Callable[[], int]:
     """`cut` over the same files, records read and sliced beforehand."""
     layout = Layout(images=("**/*",))
     about = Collection(
-        name="bench", title="", homepage="", licence="", modality="optical", bands=("red", "green", "blue"), layout=layout
+        name="bench",
+        title="",
+        homepage="",
+        licence="",
+        modality="optical",
+        bands=("red", "green", "blue"),
+        layout=layout,
     )
     source = Source(name="bench", path=".", collection=about)
     found = list(folder.files(data))

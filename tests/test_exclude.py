@@ -21,7 +21,7 @@ from datakit.image import Narrow
 from datakit.manifest import validate
 from datakit.run import funnel_of
 from datakit.sample import Part, Sample, from_table, to_table
-from datakit.stages.exclude import Exclude, Rule, check_shares
+from datakit.stages.exclude import Exclude, HeaderRules, Rule, check_shares
 
 GOOD = Sample(
     key="dota-a", source="dota", name="images/a.png", width=800, height=600, image_width=800, image_height=600,
@@ -38,9 +38,9 @@ def part(tmp_path: Path) -> Part:
 
 def dropped(rules: Any, samples: list[Sample], narrow: Narrow | None = None) -> list[str]:
     """Why each sample is dropped."""
-    plain = {"rules": rules, "narrow": narrow.model_dump() if narrow else None}
+    plain = {"rules": rules, **({"narrow": narrow.model_dump()} if narrow else {})}
     records = to_table(samples)
-    out = validate(Exclude, plain, "recipe")(records, part(Path()))
+    out = validate(HeaderRules if narrow else Exclude, plain, "recipe")(records, part(Path()))
     assert out.schema == records.schema
     assert out.drop(["dropped"]) == records.drop(["dropped"])  # nothing but the verdict changes
     funnel = funnel_of(records, out)

@@ -13,7 +13,7 @@ PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
     "errors",
     "sample kernels",
-    "boxes windows measure manifest files index",
+    "boxes windows columns measure manifest files index",
     "image place staging",
     "pixels",
     "sources stages run",

@@ -18,39 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from ..columns import Columns
 from ..errors import RecipeError, StageError
-from ..image import Narrow
+from ..image import COLOURS, Narrow
 from ..sample import Part, Spec
 
 Bools = NDArray[np.bool_]
-
-
-class Columns:
-    """The records of a table, a numpy array a field."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._arrays: dict[str, NDArray[Any]] = {}
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._arrays:
-            self._arrays[name] = self.table.column(name).to_numpy()
-        return self._arrays[name]
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def texts(self, name: str) -> list[Any]:
-        """Python values of a column: text, or lists of text."""
-        values: list[Any] = self.table.column(name).to_pylist()
-        return values
-
-    def put(self, name: str, values: list[Any]) -> None:
-        """Another column in place of one of that name."""
-        place = self.table.schema.get_field_index(name)
-        column = pa.array(values, self.table.schema.field(name).type)
-        self.table = self.table.set_column(place, self.table.schema.field(name), column)
-        self._arrays.pop(name, None)
 
 
 def number(found: re.Match[str] | None) -> int | None:
@@ -326,11 +299,10 @@ class Exclude(Spec):
 
     VERSION: ClassVar[int] = 1
     rules: tuple[Rule, ...] = ()
-    narrow: Narrow | None = Field(None, description="set by the recipe: what `cut` narrows counts as narrowed")
 
-    def header(self, narrow: Narrow | None) -> Exclude:
-        """The rules over header facts."""
-        return Exclude(rules=tuple(r for r in self.rules if not r.MEASURED), narrow=narrow)
+    def header(self, narrow: Narrow | None) -> HeaderRules:
+        """The rules over header facts, of which `narrow` changes some."""
+        return HeaderRules(rules=tuple(r for r in self.rules if not r.MEASURED), narrow=narrow)
 
     def measured(self) -> Exclude:
         """The rules over measured values."""
@@ -340,19 +312,32 @@ class Exclude(Spec):
         scores = [file_digest(r.file) for r in self.rules if isinstance(r, Column)]
         return super().digest(*more, *scores)
 
+    def columns(self, records: pa.Table) -> Columns:
+        """The records as the rules see them."""
+        return Columns(records)
+
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
-        columns = Columns(records)
-        if self.narrow:
-            fits = [self.narrow.fits(tuple(b)) for b in columns.texts("bands")]
-            shown = [["red", "green", "blue"] if f else b for f, b in zip(fits, columns.texts("bands"), strict=True)]
-            types = ["uint8" if f else d for f, d in zip(fits, columns.texts("dtype"), strict=True)]
-            columns.put("bands", shown)
-            columns.put("dtype", types)
+        columns = self.columns(records)
         reasons = np.full(len(columns), "", object)
         for rule in self.rules:
             reasons[(reasons == "") & rule.matches(columns)] = rule.rule
         place = records.schema.get_field_index("dropped")
         return records.set_column(place, records.schema.field(place), pa.array(reasons.tolist(), pa.string()))
+
+
+class HeaderRules(Exclude):
+    """Rules over header facts: what `cut` will narrow counts as 8-bit red, green and blue already."""
+
+    narrow: Narrow | None = None
+
+    def columns(self, records: pa.Table) -> Columns:
+        columns = Columns(records)
+        if self.narrow:
+            bands = columns.texts("bands")
+            fits = [self.narrow.fits(tuple(b)) for b in bands]
+            columns.put("bands", [list(COLOURS) if f else b for f, b in zip(fits, bands, strict=True)])
+            columns.put("dtype", ["uint8" if f else d for f, d in zip(fits, columns.texts("dtype"), strict=True)])
+        return columns
 
 
 def file_digest(path: Path) -> str:
