@@ -63,6 +63,7 @@ def test_raw_split_zips_read_as_one(tmp_path: Path, part_bytes: int) -> None:
         list(members(tmp_path, "a.zip.001"))
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not shutil.which("zip"), reason="the zip command is not installed")
 @pytest.mark.parametrize("suffix", ["zip", "ZIP"])
 def test_archives_of_the_zip_command(tmp_path: Path, suffix: str) -> None:
