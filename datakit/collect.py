@@ -57,7 +57,7 @@ def choose(recipe: Recipe, parts: list[Path]) -> Chosen:
         funnel.dropped.setdefault(source, Counter())[reason] += 1
     funnel.check("subset")
     if not len(stays):
-        raise StageError("nothing is left: every record was dropped. `datakit check` shows what each rule does")
+        raise StageError("nothing is left: `subset` leaves out every tile; raise its count, shares or caps")
     return Chosen(rows.take(stays), columns.take(pa.array(stays)), rows.take(goes), reasons[goes].tolist(), funnel)
 
 

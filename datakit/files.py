@@ -5,6 +5,7 @@ Zip is read as APPNOTE 6.3.10 (PKWARE) describes it; section numbers below are i
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -35,6 +36,11 @@ _WHY = {
 }
 _UNDECODABLE = re.compile("[\ud800-\udfff]")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}\Z")
+
+
+_GONE = {errno.ENOENT, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+OF_THE_MACHINE = frozenset({errno.EACCES, errno.EPERM} | _GONE | _FULL)  # errors that say nothing of the file
 
 
 class BadFile(OSError):
@@ -146,6 +152,30 @@ def read(root: Path, file: Located) -> bytes:
     with closing(_archive_of(root, file)) as archive:
         start = _payload_offset(archive, file)
         return b"".join(_pieces(archive, file, start, max(1, file.packed_bytes)))
+
+
+def head(root: Path, file: Located, count: int) -> bytes:
+    """The first bytes of a file or member, at most PIECE_BYTES of them."""
+    if not file.packing:
+        with on_disk(root, file.path).open("rb") as stream:
+            return stream.read(count)
+    with closing(_archive_of(root, file)) as archive:
+        return next(_pieces(archive, file, _payload_offset(archive, file), PIECE_BYTES), b"")[:count]
+
+
+def check_machine(exc: BaseException, root: Path, file: Located) -> None:
+    """Raise what tells of the machine and not of the file: a disk that is full, or gone, or may not be read.
+
+    Such a file must not be dropped for good. GDAL hides the system's words, so the file is looked for.
+    """
+    if isinstance(exc, OSError) and exc.errno in OF_THE_MACHINE:
+        raise exc
+    if not file.packing:
+        with on_disk(root, file.path).open("rb"):
+            return
+    if file.packing == "tar" or file.packing in READABLE:
+        with closing(_archive_of(root, file)) as archive, archive.paths[0].open("rb"):
+            return
 
 
 @contextmanager

@@ -5,7 +5,6 @@ JPEG, PNG, WebP, BMP and GIF go through Pillow; TIFF, and anything of 16 bits, t
 
 from __future__ import annotations
 
-import errno
 import io
 import re
 import warnings
@@ -18,7 +17,7 @@ import numpy as np
 import PIL
 import rasterio
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from pydantic import Field, field_validator
 
 from . import files
@@ -37,7 +36,6 @@ _PILLOW_BANDS = {
     "CMYK": "cyan magenta yellow black", "LAB": "lightness a b", "HSV": "hue saturation value",
 }  # fmt: skip
 _PILLOW_DTYPE = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16B": "uint16"}
-DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE})
 
 
 class Header(NamedTuple):
@@ -59,6 +57,11 @@ class Encode(Spec):
     format: Literal["jpeg", "png", "webp"] = "jpeg"
     quality: int = Field(90, ge=1, le=100, description="of JPEG; PNG and WebP are lossless")
     subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"
+
+    @property
+    def most_px(self) -> int:
+        """The longest side that the format can have."""
+        return {"jpeg": 65_500, "webp": 16_383}.get(self.format, 1 << 30)
 
     @property
     def suffix(self) -> str:
@@ -232,8 +235,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def reason(exc: BaseException) -> str:
-    """What an exception says, in a line of at most 200 characters and without the folder names of this machine."""
+def reason(exc: BaseException, *folders: Path) -> str:
+    """What an exception says, in a line of at most 200 characters: the same wherever `folders` and the memory lie."""
+    if isinstance(exc, UnidentifiedImageError):
+        return "not an image of a known format"
     cause = exc.__cause__ if exc.__cause__ is not None else exc  # rasterio chains GDAL's own words
     text = " ".join(f"{type(exc).__name__}: {cause}".split())
-    return re.sub(r"(/[^/\s'\"]+)+/", "", text)[:200]
+    for folder in folders:
+        for spelled in (str(folder.absolute()), str(folder)):
+            text = text.replace(f"{spelled}/", "") if len(spelled) > 1 else text
+    text = re.sub(r"/vsisubfile/\d+_\d+,|/?tmp[a-z0-9_]{8}/| at 0x[0-9a-f]+", "", text)
+    return text[:200]

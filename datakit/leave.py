@@ -69,8 +69,8 @@ def finish(
     manifest = Manifest(
         name=recipe.name,
         title=recipe.title,
-        recipe=recipe.model_dump(mode="json"),
-        recipe_digest=recipe.digest(),
+        recipe=portable(recipe),
+        recipe_digest=digest(json.dumps(portable(recipe), sort_keys=True)),
         versions={"datakit": __version__, "pyarrow": pa.__version__, **image.versions()},
         sources=tuple(sources_left(story, chosen)),
         missing=story.missing,
@@ -84,7 +84,6 @@ def finish(
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet")
     manifest = manifest.model_copy(update={"files": {name: sha256(out / name) for name in names}})
     put(out, TIMINGS, lambda path: path.write_text(timings(story)))
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
     put(out, "manifest.json", lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return manifest
@@ -201,11 +200,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path]) -> None:
-    """Note which files of the work folder a build uses, so that `gc` leaves them: before they are made."""
+def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path], finished: bool) -> None:
+    """Note which files of the work folder a build uses, so that `gc` leaves them: before they are made.
+
+    finished: all of them are known. Until then what the last build used is used, too.
+    """
     (work / "builds").mkdir(exist_ok=True)
-    note = {"recipe": name, "out": str(out), "uses": sorted({str(p.relative_to(work)) for p in paths})}
-    path = work / "builds" / f"{name}-{digest(str(out))}.json"
+    path = note_path(work, name, out)
+    uses = {str(p.relative_to(work)) for p in paths}
+    if not finished and path.exists():
+        uses |= set(json.loads(path.read_text())["uses"])
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(note))
+    temporary.write_text(json.dumps({"recipe": name, "out": str(out), "uses": sorted(uses)}))
     temporary.replace(path)
+
+
+def note_path(work: Path, name: str, out: Path) -> Path:
+    return work / "builds" / f"{name}-{digest(str(out))}.json"
+
+
+def used_by_others(work: Path, name: str, out: Path) -> set[Path]:
+    """What other builds with this work folder use."""
+    notes = set((work / "builds").glob("*.json")) - {note_path(work, name, out)}
+    return {work / used for note in notes for used in json.loads(note.read_text())["uses"]}
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data in which no folder of this machine stands."""
+    plain: dict[str, Any] = recipe.model_dump(mode="json")
+    for source in plain["sources"]:
+        source["path"] = Path(source["path"]).name if Path(source["path"]).is_absolute() else source["path"]
+    for rule in plain["exclude"]["rules"]:
+        if "file" in rule:
+            rule["file"] = Path(rule["file"]).name
+    return plain

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import run
+from .files import File
 from .run import Funnel
 from .sample import Sample, digest, to_table
 from .sources import folder
 from .sources.scan import Source, label_table, listing
 
 PART_IMAGES = 2048
-PART_BYTES = 1 << 30  # of source files: a part in hand is what a crash costs
+PART_BYTES = 1 << 26  # of source files: a part in hand is what a crash costs, and a small set has work for all cores
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,23 @@ class Listed:
     funnel: Funnel
 
 
-def list_source(source: Source, root: Path, work: Path) -> Listed:
-    """List a source; its parts lie in work/list."""
-    found = list(folder.files(root))
+def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
+    """The files of a collection, but for those that its layout ignores, and for folders of our own in it."""
+    ours = {folder.resolve() for folder in not_in}
+
+    def skip(path: str) -> bool:
+        return source.collection.layout.ignores(path) or (path.endswith("/") and (root / path).resolve() in ours)
+
+    return list(folder.files(root, skip))
+
+
+def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
+    """List a source; its parts lie in work/list. The folder that it lies in is part of what it is."""
+    found = find_files(source, root, work, out)
     records = list(listing(source, found))
     layout = source.collection.layout.model_dump_json()
-    home = work / "list" / f"{source.name}-{digest(str(root.resolve()), layout, str(source.subfolder))}"
+    place = digest(str(root.resolve()), layout, str(source.subfolder))
+    home = work / "list" / f"{source.name}-{place}"
     home.mkdir(parents=True, exist_ok=True)
     entered = membership(home)
     new = [r for r in records if r.name not in entered]
@@ -50,12 +62,12 @@ def list_source(source: Source, root: Path, work: Path) -> Listed:
         for number, group in groupby(by_part, key=lambda r: entered[r.name]):
             rows = list(group)
             text = json.dumps([[r.name, r.path, r.stamp, r.file_bytes, r.offset, r.packing, r.dropped] for r in rows])
-            path = home / f"{source.name}-{number:05d}-{digest(text)}.parquet"
+            path = home / f"{source.name}-{place[:8]}_{number:05d}-{digest(place, text)}.parquet"
             if not path.exists():
                 run.write_part(to_table(rows), path, aside, funnel_of(rows))
             parts.append(path)
         labels = label_table(source, found)
-        labels_digest = digest(json.dumps([[r["name"], r["stamp"], r["file_bytes"]] for r in labels.to_pylist()]))
+        labels_digest = digest(place, json.dumps([list(r.values()) for r in labels.to_pylist()]))
         (work / "labels").mkdir(exist_ok=True)
         if not (work / "labels" / f"{labels_digest}.parquet").exists():
             commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)

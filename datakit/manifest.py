@@ -66,8 +66,15 @@ class Layout(Spec):
     """
 
     images: tuple[Glob, ...]
+    ignore: tuple[Glob, ...] = Field(
+        (), description="files, archives and folders (with a / at the end) not even listed"
+    )
     label_files: tuple[Glob, ...] = ()
     labels: tuple[Labels, ...] = ()
+
+    def ignores(self, name: str) -> bool:
+        """Whether a file, or a folder (with a / at the end), is left alone."""
+        return _any_matches(self.ignore, name)
 
     def kind(self, name: str) -> Literal["image", "label", ""]:
         """What a file is, by its name: an image, a label file, or neither. Labels go first."""
@@ -99,7 +106,7 @@ class Collection(Spec):
     dtype: str | None = None
     gsd_m: tuple[float, float] | None = Field(None, description="finest and coarsest, metres per pixel")
     layout: Layout
-    splits: dict[str, Split] = {}
+    splits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Split] = {}
     count: int | None = Field(None, ge=0, description="images in all, as published")
     role: Literal["pretrain", "evaluation"] = "pretrain"
     same_images_as: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from .run import Done, Engine, Funnel, Job
 from .sample import Stage, digest
 from .sources.scan import Scan
 from .stages.exclude import check_shares
-from .stages.shards import ShardJob, write_shard, written
+from .stages.shards import ShardJob, note_of, write_shard, written
 from .staging import STAGED
 
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
@@ -44,10 +44,12 @@ class Build(leave.Story):
         # `same_place`, `protect` and `dedup` will stand here, over the columns of the last parts.
         uses = [p for paths in parts.values() for p in paths]
         uses += [self.work / "labels" / f"{name}.parquet" for name in self.labels.values()]
-        leave.keep_note(self.work, self.recipe.name, self.out, uses)
+        leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=False)
         for before, step in zip(("list", *STEPS), STEPS, strict=False):
             self.step(step, parts[before], parts[step])
             self.check_chain(before, step)
+        if not +self.funnels["measured"].made:
+            raise StageError(nothing_left(self.funnels))
         chosen = collect.choose(self.recipe, parts["measured"])
         self.funnels["subset"] = chosen.funnel
         dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, chosen)
@@ -57,8 +59,8 @@ class Build(leave.Story):
             waiting = [job for job in pictures if not job.path.exists()]
             unwritten = [job for job in jobs if written(job) is None]
             self.restage(parts, collect.needed_bytes(unwritten, waiting))
-            uses += [job.sidecar for job in jobs] + [job.path for job in pictures]
-            leave.keep_note(self.work, self.recipe.name, self.out, uses)
+            uses += [job.sidecar for job in jobs] + [note_of(job) for job in jobs] + [job.path for job in pictures]
+            leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=True)
             (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
             with self.timed("pictures"):
                 for n, opened in enumerate(self.engine.map(draw, waiting), 1):
@@ -76,7 +78,7 @@ class Build(leave.Story):
             for source in self.recipe.sources:
                 if source.name not in self.roots:
                     continue
-                listed = listing.list_source(source, self.roots[source.name], self.work)
+                listed = listing.list_source(source, self.roots[source.name], self.work, self.out)
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
                 found += listed.parts
@@ -103,13 +105,17 @@ class Build(leave.Story):
     def name_parts(self, step: str, before: list[Path]) -> list[Path]:
         """Where the parts of a step lie: a name says the stage, its version, the libraries, and the part before."""
         paths = []
+        libraries = [f"{k} {v}" for k, v in image.versions().items()] if step in ("scan", "cut") else []
+        specs: dict[str, str] = {}
         for path in before:
-            stage = self.stage_of(step, source_of(path))
+            source = source_of(path)
+            stage = self.stage_of(step, source)
             if stage is None:
                 paths.append(path)
                 continue
-            libraries = [f"{k} {v}" for k, v in image.versions().items()] if step in ("scan", "cut") else []
-            spec = stage.digest(str(stage.VERSION), *libraries)
+            if source not in specs:
+                specs[source] = stage.digest(str(stage.VERSION), *libraries)
+            spec = specs[source]
             listed, _, made_from = path.stem.rpartition("-")
             paths.append(self.work / step / spec / f"{listed}-{digest(spec, made_from)}.parquet")
         return paths
@@ -179,7 +185,8 @@ class Build(leave.Story):
     def write_shards(self, jobs: list[ShardJob], free: bool, cut: list[Path]) -> None:
         """Write what is not there; with `free` from the last to the first, cutting staged bytes off behind."""
         done: set[str] = set()
-        files = [path.with_suffix(STAGED) for path in cut]
+        others = leave.used_by_others(self.work, self.recipe.name, self.out)
+        files = [path.with_suffix(STAGED) for path in cut if path not in others]
         ends = collect.ends(jobs, self.work) if free else []
         with self.timed("shards"):
             for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
@@ -224,7 +231,8 @@ def build(
     """Build the data set that a recipe describes; gives its manifest, which is also left in `out`.
 
     data: the folder that the collections lie in. out: where the shards go. work: where parts are kept for the next
-    build, `out`.work if not given. workers: processes, as many as there are cores if not given; 0: this process.
+    build, `out`.work if not given; a file is known by its collection's folder, its name, size and mtime. workers:
+    processes, as many as there are cores if not given; 0: this process.
     Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -233,7 +241,7 @@ def build(
     roots, missing = find_sources(recipe, data, allow_missing)
     make_folders(out, work)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    with locked(work), writing(work, out), Engine(workers) as engine:
+    with locked(work), writing(out), Engine(workers) as engine:
         run.sweep(work)
         return Build(recipe, out, work, roots, missing, engine=engine, say=say or (lambda line: None)).run(free)
 
@@ -275,18 +283,25 @@ def locked(work: Path, alone: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def writing(work: Path, out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Only one build at a time writes to a folder."""
-    with (work / f"lock-{digest(str(out))}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageError(f"another build is writing to {out}: wait until it ends") from None
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise StageError(f"another build is writing to {out}: wait until it ends") from None
+    try:
         yield
+    finally:
+        os.close(folder)
 
 
 def gc(work: str | Path) -> dict[str, int]:
-    """Free what no build uses any more: builds whose OUT is gone count no longer. Gives files and bytes freed."""
+    """Free what no build uses any more; gives files and bytes freed.
+
+    A build whose OUT was removed counts no longer; one whose OUT lies on a disk that is not there does.
+    """
     work = Path(work)
     if not (work / "builds").is_dir():
         raise StageError(f"{work}: not a work folder of datakit")
@@ -294,14 +309,14 @@ def gc(work: str | Path) -> dict[str, int]:
         used: set[Path] = set()
         for note in sorted((work / "builds").glob("*.json")):
             about = json.loads(note.read_text())
-            if Path(about["out"]).exists():
+            if Path(about["out"]).exists() or not Path(about["out"]).parent.exists():
                 used |= {work / name for name in about["uses"]}
             else:
                 note.unlink()
         used |= {path.with_suffix(STAGED) for path in used}
         used |= {names for path in used for names in path.parent.glob("*.names.parquet")}
         freed = {"files": 0, "bytes": 0}
-        for kind in ("list", *STEPS, "labels", "shards", "pictures", "tmp"):
+        for kind in ("list", *STEPS, "labels", "shards", "written", "pictures", "tmp"):
             for path in sorted((work / kind).rglob("*"), reverse=True):
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
@@ -311,6 +326,16 @@ def gc(work: str | Path) -> dict[str, int]:
     return freed
 
 
+def nothing_left(funnels: dict[str, Funnel]) -> str:
+    """Why no record is left: the reasons that dropped most, by stage."""
+    dropped: Counter[str] = Counter()
+    for stage, funnel in funnels.items():
+        for reasons in funnel.dropped.values():
+            dropped += Counter({f"{reason} ({stage})": n for reason, n in reasons.items()})
+    most = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common(5))
+    return f"nothing is left: {most}. Change the rules, or the layout of the source; `datakit check` shows both"
+
+
 def source_of(part: Path) -> str:
-    """The source that a part belongs to: parts are named <source>-<number>-<digest>."""
+    """The source that a part belongs to: parts are named <source>-<place>_<number>-<digest>."""
     return part.stem.split("-")[0]

@@ -109,6 +109,7 @@ class Reader:
                 yield Piece(np.ascontiguousarray(layers[:, :, :3]), valid=None if valid.all() else valid)
                 return
             picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+            picture.info = {}  # comments and profiles of a scene do not go into each of its tiles
             if picture.size != (sample.image_width, sample.image_height):
                 raise OSError(f"{picture.width} x {picture.height} px, where the header said otherwise")
             piece = Piece(None, picture)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from . import files
 from .errors import SourceError
+from .listing import find_files
 from .recipe import Recipe
 from .run import funnel_of, kept_rows
 from .sample import Part, Sample, Spec, from_table, mix64, to_table
-from .sources import folder
 from .sources.scan import Scan, Source, label_table, listing
 from .tables import aligned
 
@@ -96,7 +96,7 @@ def check(
 
 def look(recipe: Recipe, source: Source, root: Path, most: int) -> Expected:
     """What the headers of up to `most` images of a source promise; which ones does not depend on their order."""
-    found = list(folder.files(root))
+    found = find_files(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
     records = list(listing(source, found))
     images = [r for r in records if not r.dropped]
     order = np.argsort(mix64(np.array([r.id for r in images], np.int64), 0), kind="stable")[:most]

@@ -14,7 +14,7 @@ from .manifest import Collection, load_yaml, read_yaml, wrong_fields
 from .sample import Spec
 from .sources.scan import Source
 from .stages.cut import Cut
-from .stages.exclude import Exclude, ValidShare
+from .stages.exclude import EveryNth, Exclude, SplitRule, ValidShare
 from .stages.shards import Shards
 from .stages.slice import Slice
 from .stages.subset import Subset
@@ -40,6 +40,20 @@ class Recipe(Spec):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"sources: {', '.join(twice)}: named twice; give one of them another name")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_sources(self) -> Recipe:
+        known = {s.name for s in self.sources}
+        named = dict.fromkeys(self.subset.per_source, "subset.per_source")
+        for rule in self.exclude.rules:
+            if isinstance(rule, SplitRule):
+                named |= {pair.partition(":")[0]: "exclude: split" for pair in rule.deny if ":" in pair}
+            elif isinstance(rule, EveryNth) and rule.source:
+                named[rule.source] = "exclude: every_nth"
+        wrong = [f"{where}: {name}" for name, where in named.items() if name.partition("/")[0] not in known]
+        if wrong:
+            raise ValueError(f"{'; '.join(wrong)}: no such source; there are {', '.join(sorted(known))}")
         return self
 
     @classmethod

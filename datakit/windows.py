@@ -10,7 +10,7 @@ import numpy as np
 
 from .sample import Window
 
-TRIES = 20  # for a random window that overlaps the others too much
+TRIES = 100  # for a random window that overlaps the others too much
 
 
 def grid(width: int, height: int, size_px: int, gap_px: int = 0, even: bool = False) -> list[Window]:
@@ -49,24 +49,23 @@ def scattered(
 ) -> list[Window]:
     """Up to `crops` square windows at random in an image of (width, height) px, in order of top and left.
 
-    Sides follow `law` between sides_px, cut to the image. A window that shares more than `max_overlap_share` of its own
-    or another's area is drawn again, up to 20 times, then left out.
+    Sides follow `law` between sides_px, cut to the image. The largest are placed first. A window that shares more than
+    `max_overlap_share` of its own or another's area is placed anew, up to 100 times, then left out.
     """
     width, height = image_px
     low, high = (min(side, width, height) for side in sides_px)
+    shares = rng.random(crops)
+    sides = low * (high / low) ** shares if law == "log_uniform" else low + (high - low) * shares
     kept: list[Window] = []
     near: dict[tuple[int, int], list[Window]] = {}  # by square of the longest side: a window lies in at most 4 of them
-    for _ in range(crops):
+    for side in sorted((round(float(s)) for s in sides), reverse=True):
         for _ in range(TRIES):
-            u = float(rng.random())
-            side = round(low * (high / low) ** u) if law == "log_uniform" else round(low + (high - low) * u)
             left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
             window = Window(left, top, side, side)
-            squares = [(x // high, y // high) for x in (left, left + side) for y in (top, top + side)]
-            others = {w for square in squares for w in near.get(square, ())}
-            if overlap_share(window, others) <= max_overlap_share:
+            squares = {(x // high, y // high) for x in (left, left + side) for y in (top, top + side)}
+            if overlap_share(window, {w for square in squares for w in near.get(square, ())}) <= max_overlap_share:
                 kept.append(window)
-                for square in set(squares):
+                for square in squares:
                     near.setdefault(square, []).append(window)
                 break
     return sorted(kept, key=lambda w: (w.top, w.left, w.height))
@@ -85,7 +84,7 @@ def overlap_share(window: Window, others: Iterable[Window]) -> float:
 
 
 def crops_per_area(width: int, height: int, sides_px: tuple[int, int], law: Literal["uniform", "log_uniform"]) -> int:
-    """How many random windows have, on average, the area of the image: at least 1."""
+    """How many random windows have, on average, the area of the image, as long as they may overlap: at least 1."""
     low, high = (float(min(side, width, height)) for side in sides_px)
     if high <= low:
         mean = low * low

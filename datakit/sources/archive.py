@@ -66,7 +66,7 @@ def members(root: Path, path: str) -> Iterator[File]:
     """
     for command in (command for command, suffix in CLOSED.items() if suffix.search(path)):
         todo = f"Run `{command} {shlex.quote(utf8(posixpath.basename(path)))}` in its folder, then move it away"
-        raise SourceError(f"{utf8(path)}: cannot be read in place. {todo}")
+        raise SourceError(f"{utf8(path)}: cannot be read in place. {todo} Or name it in the layout's `ignore`")
     try:
         yield from (_tar if TAR.search(path) else _zip)(root, path)
     except OSError as exc:
@@ -74,7 +74,8 @@ def members(root: Path, path: str) -> Iterator[File]:
 
 
 def _damaged(path: str, what: str) -> SourceError:
-    return SourceError(f"{utf8(path)}: {what}. It is damaged or still downloading: wait, or fetch it again")
+    advice = "wait, fetch it again, or, if nothing of it is needed, name it in the layout's `ignore`"
+    return SourceError(f"{utf8(path)}: {what}. It is damaged or still downloading: {advice}")
 
 
 def _named(archive: str, member: str) -> tuple[str, str, bool]:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import SourceError
@@ -18,25 +18,26 @@ _GONE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 _PART = re.compile(r"\.z(01|ip\.\d{3,})\Z", re.IGNORECASE)
 
 
-def files(root: Path) -> Iterator[File]:
+def files(root: Path, skip: Callable[[str], bool] = lambda path: False) -> Iterator[File]:
     """Every file below root, by name; the members of an archive in its own order, where its name stands.
 
     If root is an archive, its members; paths are then relative to the folder that it is in (`files.home`).
-    Nothing is left out: what cannot be read has a packing that says why. Links to folders are followed.
+    skip: told the path of a file, or of a folder with a / at its end, whether to leave it alone. Nothing else is left
+    out: what cannot be read has a packing that says why. Links to folders are followed.
     """
     try:
         facts = root.stat()
     except OSError as exc:
         raise SourceError(f"{utf8(str(root))}: {exc.strerror}. Fetch the collection, or correct its path") from None
     if stat.S_ISDIR(facts.st_mode):
-        yield from _below(root)
+        yield from _below(root, skip)
     elif is_archive(root.name):
         yield from members(root.parent, root.name)
     else:
         raise SourceError(f"{utf8(str(root))}: neither a folder nor an archive. Give the folder that it is in")
 
 
-def _below(root: Path) -> Iterator[File]:
+def _below(root: Path, skip: Callable[[str], bool]) -> Iterator[File]:
     real = os.path.realpath(root)
     levels = [("", real, iter(_listing(root, "")))]
     around = {real}  # folders that the present one is in, links resolved: one of them again is a loop
@@ -46,6 +47,8 @@ def _below(root: Path) -> Iterator[File]:
         if name is None:
             around.discard(real)
             levels.pop()
+        elif skip(utf8(prefix + name)):
+            continue
         elif name.endswith("/"):
             path = prefix + name
             link = (root / path).is_symlink()

@@ -9,6 +9,7 @@ import rasterio
 
 from ..image import COLOURS, GRAY, Header
 
+OTHERS = {b"\x89PNG": "PNG", b"\xff\xd8\xff\xe0": "JPEG", b"\xff\xd8\xff\xe1": "JPEG"}  # that GDAL reads by rows
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 VISIBLE = {"red", "green", "blue", "yellow", "gray", "pan", "coastal"}
 INFRARED = {"nir", "narrow_nir", "infrared", "tir", "swir", "swir_1", "swir_2", "water_vapour", "cirrus"}
@@ -18,12 +19,12 @@ KNOWN_BANDS = frozenset(VISIBLE | INFRARED | RED_EDGES | RADAR)
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def header(name: str, expected: tuple[str, ...]) -> tuple[Header, dict[str, Any]]:
-    """Header facts, and place (fields of `Sample`), of the TIFF that GDAL calls `name`.
+def header(name: str, expected: tuple[str, ...], driver: str = "GTiff") -> tuple[Header, dict[str, Any]]:
+    """Header facts, and place (fields of `Sample`), of the TIFF, or what `driver` reads, that GDAL calls `name`.
 
     expected: band names that the manifest gives.
     """
-    with rasterio.open(name, driver="GTiff") as raster:
+    with rasterio.open(name, driver=driver) as raster:
         interpretation = [c.name for c in raster.colorinterp]
         alpha = "alpha" in interpretation
         bands = band_names(raster, interpretation, expected)
@@ -35,7 +36,7 @@ def header(name: str, expected: tuple[str, ...]) -> tuple[Header, dict[str, Any]
             alpha=alpha,
             # GDAL spreads bilevel images over 0..255, but gives 2 to 7 bits as they are: nearly black
             dtype=f"uint{bits}" if raster.dtypes[0] == "uint8" and bits not in ("1", "8") else str(raster.dtypes[0]),
-            format="GTiff",
+            format=driver,
             frames=max(len(raster.subdatasets), 1),
         )
         return facts, {"nodata": raster.nodata, **place(raster)}
@@ -55,6 +56,8 @@ def band_names(raster: Any, interpretation: list[str], expected: tuple[str, ...]
     colours = tuple(interpretation[i] for i in kept)
     if sorted(colours) == sorted(COLOURS) and colours != COLOURS:
         return colours  # nobody writes blue, green, red unless it is so
+    if str(raster.photometric or "").endswith("lab"):
+        return ("lightness", "a", "b")
     if len(expected) == len(kept):
         return expected
     if colours in (COLOURS, GRAY):

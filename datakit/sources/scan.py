@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,7 +55,7 @@ class Source(Spec):
 def listing(source: Source, found: list[files.File]) -> Iterator[Sample]:
     """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped."""
     layout = source.collection.layout
-    seen: dict[str, str] = {}
+    seen: dict[str, files.File] = {}
     for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
         kind = layout.kind(file.name)
         if kind == "label":
@@ -65,10 +65,14 @@ def listing(source: Source, found: list[files.File]) -> Iterator[Sample]:
             yield sample.drop("unmatched", "neither an image nor a label of the layout")
         elif file.name in seen:
             # The archive beside its own unpacked files: one of the two is enough.
+            first = seen[file.name]
+            if first.file_bytes != file.file_bytes or (min(first.crc, file.crc) >= 0 and first.crc != file.crc):
+                both = f"{files.utf8(first.path)} and {files.utf8(file.path)}"
+                raise SourceError(f"{both}: different files of one name. Unpack the archives to folders of their own")
             key = make_key(sample.source, file.path)
-            yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {seen[file.name]}")
+            yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {files.utf8(first.path)}")
         else:
-            seen[file.name] = file.path
+            seen[file.name] = file
             yield sample.drop("unsafe", "a link or a name that leads outside") if file.packing == "unsafe" else sample
 
 
@@ -123,13 +127,14 @@ class Scan(Spec):
         try:
             header, where = read_header(root, sample, part.aside, self.source.collection.bands)
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
-            return sample.drop("unreadable", image.reason(exc))
+            files.check_machine(exc, root, sample)
+            return sample.drop("unreadable", image.reason(exc, root, part.aside))
         if min(header.width, header.height) < 1:
             return sample.drop("unreadable", "no pixels")
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
         try:
             said = read_labels(sample.name)
-        except SourceError as exc:
+        except (SourceError, files.BadFile) as exc:
             return known.drop("label_unreadable", str(exc))
         whole = Window(0, 0, known.width, known.height)
         return replace(
@@ -146,29 +151,31 @@ def read_header(
     root: Path, file: Sample, scratch: Path, expected: tuple[str, ...]
 ) -> tuple[image.Header, dict[str, Any]]:
     """Header facts and place of an image, by what its first bytes are, whatever its name says."""
-    if file.file_bytes == 0:
+    if file.file_bytes == 0 and file.packing in ("", "tar", *files.READABLE):
         raise OSError("the file is empty")
-    if file.packing:
-        content = files.read(root, file) if file.file_bytes <= files.SMALL_BYTES else b""
-        head = content[:HEAD_BYTES]
-    else:
-        content = b""
-        with files.on_disk(root, file.path).open("rb") as stream:
-            head = stream.read(HEAD_BYTES)
-    if head[:4] in geotiff.MAGIC or (file.packing and not content):
+    head = files.head(root, file, HEAD_BYTES)
+    in_memory = file.packing != "" and file.file_bytes <= files.SMALL_BYTES
+    if file.packing and not in_memory and head[:4] in geotiff.OTHERS:
+        with files.local(root, file, scratch) as name:
+            return geotiff.header(name, expected, geotiff.OTHERS[head[:4]])
+    content = files.read(root, file) if in_memory else b""
+    if head[:4] in geotiff.MAGIC:
         with files.local(root, file, scratch) as name:
             header, where = geotiff.header(name, expected)
         if not where["crs"] and not where["transform"]:  # a place is of the pixels as stored
-            with io.BytesIO(content) if file.packing else files.on_disk(root, file.path).open("rb") as stream:
+            with stream_of(root, file, content) as stream:
                 header = image.as_shown(header, image.tiff_orientation(stream))
         return header, where
-    with Image.open(
-        io.BytesIO(content) if file.packing else files.on_disk(root, file.path), formats=image.FORMATS
-    ) as opened:
+    with stream_of(root, file, content) as stream, Image.open(stream, formats=image.FORMATS) as opened:
         header = image.pillow_header(opened, head)
     if header.bands == image.COLOURS and len(expected) == 3:  # what the manifest says: not always a picture
         header = header._replace(bands=expected)
     return header, {}
+
+
+def stream_of(root: Path, file: Sample, content: bytes) -> BinaryIO:
+    """A file to look into: what was read of a member, or the plain file itself."""
+    return io.BytesIO(content) if file.packing else files.on_disk(root, file.path).open("rb")
 
 
 LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else pa.int64()) for f in fields(files.File)])
@@ -189,4 +196,7 @@ def label_index(path: Path) -> dict[str, files.File]:
 def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:
     """What a label file holds; None where there is none."""
     file = index.get(name)
-    return None if file is None else files.read(root, file)
+    try:
+        return None if file is None else files.read(root, file)
+    except files.BadFile as exc:
+        raise files.BadFile(f"{name}: {exc}") from None

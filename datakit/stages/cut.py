@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
-from .. import image, measure
+from .. import files, image, measure
 from ..image import Encode, Narrow
 from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge
@@ -69,15 +69,16 @@ class Cut(Spec):
         except NotShown as exc:
             why, detail = str(exc), "no picture, and the recipe does not say how to narrow it"
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
-            if isinstance(exc, OSError) and exc.errno in image.DISK_TROUBLE:
-                raise
-            why, detail = "unreadable", image.reason(exc)
+            files.check_machine(exc, part.root(windows[0]), windows[0])
+            why, detail = "unreadable", image.reason(exc, part.root(windows[0]), part.aside)
         spool.seek(begin)
         spool.truncate()
         return [(sample, {"dropped": why, "detail": detail}) for sample in windows]
 
     def _tiles(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Tile]:
         first = windows[0]
+        if max(max(s.width, s.height) for s in windows) > self.encode.most_px:
+            raise TooLarge(f"over {self.encode.most_px} px, the longest side of a {self.encode.format}")
         reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure)
         scene = Scene(first) if self.measure and first.window else None
         puzzle = Puzzle([s.window or Window(0, 0, s.width, s.height) for s in windows])

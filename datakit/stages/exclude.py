@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +38,11 @@ def number(found: re.Match[str] | None) -> int | None:
 class _Rule(Spec):
     MEASURED: ClassVar[bool] = False
     max_share: float | None = Field(None, gt=0, le=1, description="drops of more than this share stop the build")
+    name: str = Field("", pattern=r"^[a-z0-9_]*$", description="the reason of its drops, if not the rule")
+
+    @property
+    def reason(self) -> str:
+        return self.name or str(getattr(self, "rule"))  # noqa: B009 -- every rule has it, with a literal of its own
 
     def matches(self, c: Columns) -> Bools:
         raise NotImplementedError
@@ -272,9 +278,7 @@ class Column(_MeasuredRule):
 
     def matches(self, c: Columns) -> Bools:
         try:
-            table = pq.read_table(self.file, columns=["key", self.column])
-            keys = table.column("key").cast(pa.string()).combine_chunks()  # others write large_string
-            scores = table.column(self.column).cast(pa.float64())
+            keys, scores = read_scores(self.file, self.column, self.file.stat().st_mtime_ns)
         except (OSError, pa.ArrowException, KeyError) as exc:
             what = f"{self.file} must be a Parquet file with `key` and numbers in `{self.column}`"
             raise RecipeError(f"exclude: column: {what}: {exc}") from exc
@@ -285,6 +289,14 @@ class Column(_MeasuredRule):
         if self.above is not None:
             out |= score > self.above
         return out
+
+
+@lru_cache(maxsize=2)
+def read_scores(file: Path, column: str, mtime_ns: int) -> tuple[Any, Any]:
+    """Keys and numbers of a file of scores; read once a worker, not once a part."""
+    table = pq.read_table(file, columns=["key", column])
+    keys = table.column("key").cast(pa.string()).combine_chunks()  # others write large_string
+    return keys, table.column(column).cast(pa.float64())
 
 
 Rule = Annotated[
@@ -299,6 +311,14 @@ class Exclude(Spec):
 
     VERSION: ClassVar[int] = 1
     rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="after")
+    def _reasons_tell_rules_apart(self) -> Exclude:
+        reasons = [r.reason for r in self.rules]
+        for rule in self.rules:
+            if reasons.count(rule.reason) > 1 and (rule.max_share or isinstance(rule, Column)):
+                raise ValueError(f"two rules drop as {rule.reason}: give each a name, which is then its reason")
+        return self
 
     def header(self, narrow: Narrow | None) -> HeaderRules:
         """The rules over header facts, of which `narrow` changes some."""
@@ -320,7 +340,7 @@ class Exclude(Spec):
         columns = self.columns(records)
         reasons = np.full(len(columns), "", object)
         for rule in self.rules:
-            reasons[(reasons == "") & rule.matches(columns)] = rule.rule
+            reasons[(reasons == "") & rule.matches(columns)] = rule.reason
         place = records.schema.get_field_index("dropped")
         return records.set_column(place, records.schema.field(place), pa.array(reasons.tolist(), pa.string()))
 
@@ -352,9 +372,9 @@ def file_digest(path: Path) -> str:
 def check_shares(rules: tuple[Any, ...], came: int, dropped: dict[str, int]) -> None:
     """StageError if a rule dropped a larger share than its `max_share`; `dropped` by reason, of `came` in all."""
     for rule in rules:
-        share = dropped.get(rule.rule, 0) / came if came else 0.0
+        share = dropped.get(rule.reason, 0) / came if came else 0.0
         if rule.max_share is not None and share > rule.max_share:
             raise StageError(
-                f"{rule.rule} dropped {dropped[rule.rule]} of {came} ({share:.1%}), more than its max_share "
-                f"{rule.max_share:.1%}. Look at them in the work folder, then change the rule or raise max_share"
+                f"{rule.reason} dropped {dropped[rule.reason]} of {came} ({share:.1%}), more than its max_share "
+                f"{rule.max_share:.1%}. Change the rule, or raise max_share to see in dropped.parquet which they are"
             )

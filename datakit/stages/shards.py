@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..errors import StageError
-from ..sample import Sample, Spec, from_table, mix64
+from ..sample import Sample, Spec, digest, from_table, mix64
 from ..staging import StagedFiles
 
 BLOCK = 512  # bytes of a tar header, and what a payload is padded to
@@ -36,7 +36,9 @@ class Shards(Spec):
 
     max_samples: int = Field(10_000, gt=0)
     max_mb: float = Field(1_000, gt=0, description="10^6 bytes of images")
-    split: str = Field("train", description='name of the one split; "" keeps the splits of the sources')
+    split: str = Field(
+        "train", pattern=r"^[A-Za-z0-9_]*$", description='name of the one split; "" keeps the splits of the sources'
+    )
 
     def cuts(self, image_bytes: int, samples: int) -> list[int]:
         """Where shards begin and end: [0, …, samples]."""
@@ -105,20 +107,33 @@ def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return np.argsort(mix64(ids, seed), kind="stable")
 
 
+def note_of(job: ShardJob) -> Path:
+    """Where the work folder notes what lies at a name in OUT: equal sizes do not make equal tars."""
+    return job.work / "written" / digest(str(job.out)) / f"{job.name}.json"
+
+
+def seen(job: ShardJob) -> list[Any]:
+    """What tells one tar at this name from another without reading it."""
+    facts = (job.out / job.name).stat()
+    return [job.sidecar.name, facts.st_size, facts.st_mtime_ns]
+
+
 def written(job: ShardJob) -> dict[str, Any] | None:
     """What is known of a shard that is there, or None if it has yet to be written."""
-    target = job.out / job.name
-    if not job.sidecar.exists() or not target.exists():
+    note = note_of(job)
+    if not job.sidecar.exists() or not note.exists() or not (job.out / job.name).exists():
+        return None
+    if json.loads(note.read_text()) != seen(job):
         return None
     about: dict[str, Any] = json.loads(pq.read_schema(job.sidecar).metadata[SHARD])
-    return about if target.stat().st_size == about["bytes"] and about["name"] == job.name else None
+    return about
 
 
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = job.rows.read()
     temporary = partial_path(job.out, job.name)
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     places = []
     staged = StagedFiles(job.work)
     with temporary.open("wb") as file:
@@ -129,22 +144,24 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
             for suffix, data in members:
                 block = member(f"{sample.key}.{suffix}", data)
                 file.write(block)
-                digest.update(block)
+                hasher.update(block)
                 row += [offset + BLOCK, len(data)]
                 offset += len(block)
             places.append(row)
         file.write(END)
-        digest.update(END)
+        hasher.update(END)
         file.flush()
         os.fsync(file.fileno())
     staged.close()
+    note = note_of(job)
+    note.unlink(missing_ok=True)
     temporary.replace(job.out / job.name)
     about = {
         "name": job.name,
         "split": job.split,
         "samples": len(places),
         "bytes": offset + len(END),
-        "sha256": digest.hexdigest(),
+        "sha256": hasher.hexdigest(),
     }
     names = [f"{s}_{what}" for s in (job.suffix, "json") for what in ("offset", "bytes")]
     for n, name in enumerate(names):
@@ -153,6 +170,8 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     aside = job.sidecar.with_name(f"{job.sidecar.name}.{uuid.uuid4().hex}.tmp")
     pq.write_table(table, aside, compression="zstd")
     aside.replace(job.sidecar)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(seen(job)))
     return about
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from .. import boxes, place
 from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
@@ -49,7 +49,7 @@ class Random(Spec):
 
     side_px: tuple[int, int] = Field((64, 1024), description="shortest and longest side")
     law: Literal["log_uniform", "uniform"] = "log_uniform"
-    crops: Literal["per_area"] | int = Field("per_area", description="windows an image, or as many as have its area")
+    crops: Literal["per_area"] | PositiveInt = Field("per_area", description="windows an image, or as many as its area")
     max_overlap_share: float = Field(0.25, ge=0, le=1)
     whole_if_side_at_most_px: int = Field(512, ge=0, description="images whose longer side is this pass whole")
     min_valid_share: float = Field(0.5, ge=0, le=1, description="windows less valid are dropped after `cut`")
