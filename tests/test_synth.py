@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,20 +28,6 @@ from datakit.sources.synth import check, make
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 Entry = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The collection, made twice, by two processes."""
-    first, second = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(make, ["opticalrs"] * 2, [first, second]))
-    return first, second
-
-
-@pytest.fixture(scope="module")
-def folder(twins: tuple[Path, Path]) -> Path:
-    return twins[0]
 
 
 @pytest.fixture(scope="module")
