@@ -21,28 +21,37 @@ def jit(function: Any) -> Any:
 
 
 @jit
+def _level(fixed):  # type: ignore[no-untyped-def]
+    """A level of 0..255 from a sum in fixed point, clipped as Pillow clips it."""
+    return min(max(fixed >> BITS, 0), 255)
+
+
+@jit
 def resize32(rgb, left, across, top, down):  # type: ignore[no-untyped-def]
     """The casts keep numba from widening to 64 bits, at half the speed; sums stay below 255 * 1.4 * 2**22 < 2**31."""
     height, width = rgb.shape[0], rgb.shape[1]
     taps, steps = across.shape[1], down.shape[1]
     narrow = np.zeros((3, 32, height + steps), np.int32)
-    plane = np.zeros((3, width + taps), np.int32)  # weights past the edge are 0
-    for y in range(height):
-        row = rgb[y].reshape(width * 3)
-        p0, p1, p2 = plane[0], plane[1], plane[2]
+    plane = np.zeros((6, width + taps), np.int32)  # weights past an edge are 0
+    for y in range(0, height, 2):  # two rows share the loading of a weight; the one after an odd last is not used
+        row, next_row = rgb[y].reshape(width * 3), rgb[min(y + 1, height - 1)].reshape(width * 3)
+        p0, p1, p2, p3, p4, p5 = plane[0], plane[1], plane[2], plane[3], plane[4], plane[5]
         for x in range(width):
             p0[x], p1[x], p2[x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+        for x in range(width):
+            p3[x], p4[x], p5[x] = next_row[3 * x], next_row[3 * x + 1], next_row[3 * x + 2]
         for o in range(32):
             w, x0 = across[o], left[o]
             q0, q1, q2 = p0[x0 : x0 + taps], p1[x0 : x0 + taps], p2[x0 : x0 + taps]
-            s0, s1, s2 = _HALF, _HALF, _HALF
+            q3, q4, q5 = p3[x0 : x0 + taps], p4[x0 : x0 + taps], p5[x0 : x0 + taps]
+            s0, s1, s2, s3, s4, s5 = _HALF, _HALF, _HALF, _HALF, _HALF, _HALF
             for k in range(taps):
-                s0 = _i32(s0 + _i32(q0[k] * w[k]))
-                s1 = _i32(s1 + _i32(q1[k] * w[k]))
-                s2 = _i32(s2 + _i32(q2[k] * w[k]))
-            narrow[0, o, y] = min(max(s0 >> BITS, 0), 255)
-            narrow[1, o, y] = min(max(s1 >> BITS, 0), 255)
-            narrow[2, o, y] = min(max(s2 >> BITS, 0), 255)
+                s0, s3 = _i32(s0 + _i32(q0[k] * w[k])), _i32(s3 + _i32(q3[k] * w[k]))
+                s1, s4 = _i32(s1 + _i32(q1[k] * w[k])), _i32(s4 + _i32(q4[k] * w[k]))
+                s2, s5 = _i32(s2 + _i32(q2[k] * w[k])), _i32(s5 + _i32(q5[k] * w[k]))
+            narrow[0, o, y], narrow[0, o, y + 1] = _level(s0), _level(s3)
+            narrow[1, o, y], narrow[1, o, y + 1] = _level(s1), _level(s4)
+            narrow[2, o, y], narrow[2, o, y + 1] = _level(s2), _level(s5)
     small = np.empty((32, 32, 3), np.uint8)
     for c in range(3):
         for o in range(32):
@@ -52,7 +61,7 @@ def resize32(rgb, left, across, top, down):  # type: ignore[no-untyped-def]
                 s: Any = _HALF
                 for k in range(steps):
                     s = _i32(s + _i32(q[k] * w[k]))
-                small[o, x, c] = min(max(s >> BITS, 0), 255)
+                small[o, x, c] = _level(s)
     return small
 
 

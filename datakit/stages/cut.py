@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from .. import files, image, measure
 from ..image import Encode, Narrow
 from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge
-from ..sample import Part, Sample, Spec, Window, from_table, mix64, to_table
+from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
 from ..staging import STAGED
 
 SCENE_PX = 256  # scenes are signed on a copy reduced by whole boxes to at least this and less than twice this
@@ -30,7 +31,9 @@ PSNR_ONE_IN = 16  # tiles are decoded again to measure what encoding cost
 SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `measure.sign` gives them
 SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
 FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, "psnr_db", "copied", "dropped", "detail")
-Tile = tuple[Sample, dict[str, Any]]  # a record, and what is found of it
+Found = dict[str, Any]  # what `cut` finds of a tile: fields of `Sample`
+NOTHING = Sample()  # what is in a field of which nothing was found
+SPOOL_BYTES = 1 << 26  # of encoded tiles in memory, before they go to a file
 
 
 class Cut(Spec):
@@ -46,21 +49,24 @@ class Cut(Spec):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         before = Earlier(part)
-        done: list[Tile] = []
-        with (part.aside / "spool").open("w+b") as spool, image.quiet():
+        found: list[Found] = []  # of each record
+        with SpooledTemporaryFile(SPOOL_BYTES, dir=str(part.aside)) as spool, image.quiet():
             for _, group in groupby(from_table(records), key=image_of):
                 windows = list(group)
                 taken = before.take(windows)
                 if taken is not None:
                     part.counts["images_carried_over"] += 1
-                    done += [keep(spool, sample, found, data) for sample, found, data in taken]
+                    found += [keep(spool, then, data) for then, data in taken]
                 else:
                     part.counts["images_opened"] += 1
-                    done += self.image(windows, part, spool)
-            return stage(done, spool, part)
+                    found += self.image(windows, part, spool)
+            return stage(records, found, spool, part)
 
-    def image(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Tile]:
-        """The windows of one image, their bytes in the spool; all of them dropped if it cannot be read through."""
+    def image(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
+        """What is found of the windows of one image, their bytes in the spool.
+
+        If the image cannot be read through, all of them are dropped.
+        """
         begin = spool.tell()
         try:
             return self._tiles(windows, part, spool)
@@ -73,33 +79,33 @@ class Cut(Spec):
             why, detail = "unreadable", image.reason(exc, part.root(windows[0]), part.aside)
         spool.seek(begin)
         spool.truncate()
-        return [(sample, {"dropped": why, "detail": detail}) for sample in windows]
+        return [{"dropped": why, "detail": detail} for _ in windows]
 
-    def _tiles(self, windows: list[Sample], part: Part, spool: BinaryIO) -> list[Tile]:
+    def _tiles(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
         first = windows[0]
         if max(max(s.width, s.height) for s in windows) > self.encode.most_px:
             raise TooLarge(f"over {self.encode.most_px} px, the longest side of a {self.encode.format}")
         reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure)
         scene = Scene(first) if self.measure and first.window else None
         puzzle = Puzzle([s.window or Window(0, 0, s.width, s.height) for s in windows])
-        tiles: list[Tile] = []
+        tiles: dict[int, Found] = {}
         for rows in reader.rows(first):
             if scene:
                 scene.add(rows.pixels)
             for n, piece in puzzle.add(rows):
-                tiles.append(keep(spool, windows[n], *self._tile(windows[n], piece, reader)))
+                tiles[n] = keep(spool, *self._tile(windows[n], piece, reader))
         puzzle.check()
         part.counts["tiles_encoded"] += len(tiles)
         part.counts["pixels_read"] += first.image_width * first.image_height
         if self.measure:
-            signed = scene.fields() if scene else own_scene(tiles[0][1])
-            for _, found in tiles:
+            signed = scene.fields() if scene else own_scene(tiles[0])
+            for found in tiles.values():
                 found.update(signed)
-        return tiles
+        return [tiles[n] for n in range(len(windows))]
 
-    def _tile(self, sample: Sample, piece: Piece, reader: Reader) -> tuple[dict[str, Any], bytes]:
+    def _tile(self, sample: Sample, piece: Piece, reader: Reader) -> tuple[Found, bytes]:
         """What is found of a tile, as fields of `Sample`, and its bytes."""
-        found: dict[str, Any] = {}
+        found: Found = {}
         if self.measure:
             found = measure.measure(piece.pixels, piece.valid)._asdict()
             found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
@@ -107,7 +113,7 @@ class Cut(Spec):
         if copied is not None:
             return {**found, "copied": True}, copied
         data = self.encode(piece.picture)
-        if self.measure and int(mix64(np.array([sample.id]), 1)[0]) % PSNR_ONE_IN == 0:
+        if self.measure and sample.id % PSNR_ONE_IN == 0:  # ids are hashes
             found["psnr_db"] = measure.psnr_db(piece.pixels, image.decode(data))
         return found, data
 
@@ -182,36 +188,38 @@ class Scene:
         return dict(zip(SCENE, values, strict=True))
 
 
-def own_scene(found: dict[str, Any]) -> dict[str, Any]:
+def own_scene(found: Found) -> Found:
     """The scene's columns of an image that passes whole: its own."""
     own = ("entropy_bits", "pixel_digest", "signatures", "thumbnail")
     return {scene: found[name] for scene, name in zip(SCENE, own, strict=True)}
 
 
-def keep(spool: BinaryIO, sample: Sample, found: dict[str, Any], data: bytes) -> Tile:
-    """A tile, its bytes at the end of the spool; a dropped one has none."""
+def keep(spool: IO[bytes], found: Found, data: bytes) -> Found:
+    """What was found of a tile, its bytes at the end of the spool; a dropped one has none."""
     if not found.get("dropped"):
         found.update(staged_offset=spool.tell(), staged_bytes=len(data))
         spool.write(data)
-    return sample, found
+    return found
 
 
-def stage(done: list[Tile], spool: BinaryIO, part: Part) -> pa.Table:
-    """Records in order of mix64(id), and the staging file beside them in that order."""
-    order = np.argsort(mix64(np.array([s.id for s, _ in done], np.int64), 0), kind="stable")
-    rows = []
+def stage(records: pa.Table, found: list[Found], spool: IO[bytes], part: Part) -> pa.Table:
+    """Records with what was found of them, in order of mix64(id); their bytes in that order in a file beside them."""
+    order = np.argsort(mix64(records.column("id").to_numpy(), 0), kind="stable")
     staged = part.path.with_suffix(STAGED)
     name = str(staged.relative_to(part.work))
+    found = [found[n] for n in order.tolist()]
     with (part.aside / staged.name).open("wb") as file:
-        for n in order.tolist():
-            sample, found = done[n]
-            if not found.get("dropped"):
-                spool.seek(found["staged_offset"])
-                found.update(staged=name, staged_offset=file.tell())
-                file.write(spool.read(found["staged_bytes"]))
-            rows.append(replace(sample, **found))
-    (part.aside / "spool").unlink()
-    return to_table(rows)
+        for one in found:
+            if not one.get("dropped"):
+                spool.seek(one["staged_offset"])
+                one.update(staged=name, staged_offset=file.tell())
+                file.write(spool.read(one["staged_bytes"]))
+    records = records.take(pa.array(order))
+    for column in (*FOUND, "staged", "staged_offset", "staged_bytes"):
+        place, none = SCHEMA.get_field_index(column), getattr(NOTHING, column)
+        values = pa.array([one.get(column, none) for one in found], SCHEMA.field(place).type)
+        records = records.set_column(place, SCHEMA.field(place), values)
+    return records
 
 
 def image_of(sample: Sample) -> tuple[str, str]:
@@ -239,17 +247,17 @@ class Earlier:
                     windows = list(group)
                     self.images[mark(windows)] = (staged, windows)
 
-    def take(self, windows: list[Sample]) -> list[tuple[Sample, dict[str, Any], bytes]] | None:
-        """Records, what was found then and the bytes staged then, or None where pixels must be read."""
+    def take(self, windows: list[Sample]) -> list[tuple[Found, bytes]] | None:
+        """What was found then and the bytes staged then, or None where pixels must be read."""
         staged, rows = self.images.get(mark(windows), (None, []))
         if staged is None:
             return None
         by_key = {row.key: row for row in rows}
         with staged.open("rb") as file:
-            return [take_over(sample, by_key[sample.key], file) for sample in windows]
+            return [take_over(by_key[sample.key], file) for sample in windows]
 
 
-def take_over(now: Sample, then: Sample, staged: BinaryIO) -> tuple[Sample, dict[str, Any], bytes]:
-    """The record as it is now, what `cut` found then, and the tile's bytes."""
+def take_over(then: Sample, staged: BinaryIO) -> tuple[Found, bytes]:
+    """What `cut` found of a tile then, and the tile's bytes."""
     staged.seek(then.staged_offset)
-    return now, {name: getattr(then, name) for name in FOUND}, staged.read(then.staged_bytes)
+    return {name: getattr(then, name) for name in FOUND}, staged.read(then.staged_bytes)
