@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import socket
 from collections import Counter
@@ -27,7 +28,7 @@ from .pictures import PictureJob
 from .recipe import Recipe
 from .run import Funnel, sync
 from .sample import digest
-from .stages.shards import PARTIAL, ShardJob, partial_path, written
+from .stages.shards import PARTIAL, ShardJob, notes_of, partial_path, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
 NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits"]
@@ -43,6 +44,7 @@ class Story:
     work: Path
     roots: dict[str, Path]  # where each source lies
     missing: tuple[str, ...]  # sources that are not on disk
+    shards_before: set[str] = field(default_factory=set)  # that earlier builds of this recipe left in OUT
     labels: dict[str, str] = field(default_factory=dict)  # digest of the label files by source
     funnels: dict[str, Funnel] = field(default_factory=dict)  # by stage, in order
     counts: Counter[str] = field(default_factory=Counter)  # of work done in this run
@@ -57,9 +59,8 @@ def finish(
     """Write the tables, the index and the card, then the manifest; remove what an earlier build left besides."""
     out, recipe = story.out, story.recipe
     shards = [written_shard(job) for job in jobs]
-    for old in out.glob(f"{recipe.name}-*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
-        if old.name not in {s.name for s in shards}:
-            old.unlink()
+    for name in story.shards_before - {s.name for s in shards}:
+        (out / name).unlink(missing_ok=True)
     members = (recipe.cut.encode.suffix, "json")
     write_samples(jobs, out, members)
     put(out, "dropped.parquet", lambda path: write_table(dropped.drop_columns(NOT_LEFT), path))
@@ -87,6 +88,21 @@ def finish(
     put(out, "manifest.json", lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return manifest
+
+
+def shards_before(recipe: Recipe, out: Path, work: Path) -> set[str]:
+    """Names of the shards that earlier builds of this recipe left in OUT, whole or not: nobody else's are ever removed.
+
+    StageError if another set lies there.
+    """
+    ours = re.compile(rf"{re.escape(recipe.name)}-\w*-\d{{6}}\.tar")
+    names = {note.stem for note in notes_of(work, out).glob("*.json") if ours.fullmatch(note.stem)}
+    if (out / "manifest.json").exists():
+        there = Manifest.load(out)
+        if there.name != recipe.name:
+            raise StageError(f"{out} holds another set, {there.name}: name another folder with --out")
+        names |= {shard.name for shard in there.shards}
+    return names
 
 
 def written_shard(job: ShardJob) -> Shard:

@@ -243,7 +243,9 @@ def build(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     with locked(work), writing(out), Engine(workers) as engine:
         run.sweep(work)
-        return Build(recipe, out, work, roots, missing, engine=engine, say=say or (lambda line: None)).run(free)
+        before = leave.shards_before(recipe, out, work)
+        one = Build(recipe, out, work, roots, missing, before, engine=engine, say=say or (lambda line: None))
+        return one.run(free)
 
 
 def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[str, Path], tuple[str, ...]]:

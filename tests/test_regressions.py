@@ -284,3 +284,16 @@ def test_members_that_are_too_large_to_read_whole(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("datakit.files.SMALL_BYTES", 100)
     assert build(recipe_of("a"), tmp_path, tmp_path / "out").samples == before.samples == 2
     assert digests(tmp_path / "out") == digests(tmp_path / "before")
+
+
+def test_no_tar_of_another_set_is_removed(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    out = tmp_path / "out"
+    build(recipe_of("a", name="world", shards={"max_samples": 1}), tmp_path, out)
+    (out / "world-light-train-000009.tar").write_bytes(b"somebody else's")
+    (out / "world-train-000009.tar").write_bytes(b"somebody else's")
+    build(recipe_of("a", name="world"), tmp_path, out)
+    left = {p.name for p in out.glob("*.tar")}
+    assert left == {"world-train-000000.tar", "world-train-000009.tar", "world-light-train-000009.tar"}
+    with pytest.raises(StageError, match="holds another set, world"):
+        build(recipe_of("a", name="other"), tmp_path, out)

@@ -109,7 +109,11 @@ def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def note_of(job: ShardJob) -> Path:
     """Where the work folder notes what lies at a name in OUT: equal sizes do not make equal tars."""
-    return job.work / "written" / digest(str(job.out)) / f"{job.name}.json"
+    return notes_of(job.work, job.out) / f"{job.name}.json"
+
+
+def notes_of(work: Path, out: Path) -> Path:
+    return work / "written" / digest(str(out))
 
 
 def seen(job: ShardJob) -> list[Any]:
