@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -55,23 +54,25 @@ def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
     with run.aside(work) as aside:
         for number, names in groupby(sorted(numbers, key=lambda n: numbers[n]), key=lambda n: numbers[n]):
             table = pa.table({"name": pa.array(list(names), pa.string())})
-            commit(table, home / f"{number:05d}.names.parquet", aside)
+            run.commit(table, home / f"{number:05d}.names.parquet", aside)
         entered |= numbers
-        parts = []
+        parts, funnel = [], Funnel()
         by_part = sorted(records, key=lambda r: (entered[r.name], r.name, r.path))
         for number, group in groupby(by_part, key=lambda r: entered[r.name]):
             rows = list(group)
             text = json.dumps([[r.name, r.path, r.stamp, r.file_bytes, r.offset, r.packing, r.dropped] for r in rows])
             path = home / f"{source.name}-{place[:8]}_{number:05d}-{digest(place, text)}.parquet"
             if not path.exists():
-                run.write_part(to_table(rows), path, aside, funnel_of(rows))
+                table = to_table(rows)
+                run.write_part(table, path, aside, run.funnel_of(table, table))
             parts.append(path)
+            funnel.add(run.read_done(path).funnel)
         labels = label_table(source, found)
         labels_digest = digest(place, json.dumps([list(r.values()) for r in labels.to_pylist()]))
         (work / "labels").mkdir(exist_ok=True)
         if not (work / "labels" / f"{labels_digest}.parquet").exists():
-            commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)
-    return Listed(parts, labels_digest, funnel_of(records))
+            run.commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)
+    return Listed(parts, labels_digest, funnel)
 
 
 def membership(home: Path) -> dict[str, int]:
@@ -90,21 +91,3 @@ def numbered(new: list[Sample], number: int) -> dict[str, int]:
         out[record.name] = number
         images, size = images + 1, size + record.file_bytes
     return out
-
-
-def funnel_of(records: list[Sample]) -> Funnel:
-    """What came and what went already while listing."""
-    funnel = Funnel(Counter(r.source for r in records), Counter(r.source for r in records if not r.dropped))
-    funnel.made = Counter(funnel.left)
-    for record in records:
-        if record.dropped:
-            funnel.dropped.setdefault(record.source, Counter())[record.dropped] += 1
-    return funnel
-
-
-def commit(table: pa.Table, path: Path, aside: Path) -> None:
-    """Write a table aside, and give it its name when it is whole."""
-    temporary = aside / path.name
-    pq.write_table(table, temporary, compression="zstd")
-    run.sync(temporary)
-    temporary.replace(path)

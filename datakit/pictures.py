@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from . import image
+from . import image, run
 from .sample import Sample, digest, from_table, mix64
 from .staging import StagedFiles
 
@@ -61,7 +60,5 @@ def draw(job: PictureJob) -> int:
             row = {"key": sample.key, "source": sample.source, "stage": job.stage, "dropped": sample.dropped}
             rows.append({**row, "jpeg": picture})
     staged.close()
-    temporary = job.aside / job.path.name
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
-    temporary.replace(job.path)
+    run.commit(pa.Table.from_pylist(rows, schema=SCHEMA), job.path, job.aside)
     return opened

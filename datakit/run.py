@@ -139,8 +139,12 @@ def kept_rows(table: pa.Table) -> pa.Table:
 
 
 def write_part(table: pa.Table, path: Path, folder: Path, funnel: Funnel) -> None:
-    """Write a part in `folder`, and give it its name when it is whole."""
-    table = table.replace_schema_metadata({FUNNEL: funnel.to_json()})
+    """Write a part, with its counts in the metadata."""
+    commit(table.replace_schema_metadata({FUNNEL: funnel.to_json()}), path, folder)
+
+
+def commit(table: pa.Table, path: Path, folder: Path) -> None:
+    """Write a table in `folder`, on the same disk, and give it its name when it is whole."""
     temporary = folder / path.name
     pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
     sync(temporary)
