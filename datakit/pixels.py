@@ -19,6 +19,7 @@ from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, opened
 from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
+BLOCK_PX = 1 << 27  # of a raster's block at most: it is read as a whole
 BAND_PX = 1 << 24  # of rasters, about this much at a time
 
 
@@ -120,7 +121,7 @@ class Reader:
     def _raster(self, sample: Sample) -> Iterator[Piece]:
         with files.local(self.root, sample, self.scratch) as name, rasterio.open(name) as raster:
             block = raster.block_shapes[0]
-            if block[0] * block[1] > 2 * WHOLE_PX:
+            if block[0] * block[1] > BLOCK_PX:
                 raise TooLarge(f"blocks of {block[1]} x {block[0]} px")
             picker = Picker.of(raster, sample, self.narrow)
             if sample.orientation != 1:
