@@ -1,6 +1,7 @@
-"""Images: what their headers say, their pixels in rows from top to bottom, and encoding. No other room opens an image.
+"""Images: what their headers say, how they are encoded, and small pictures of them.
 
-JPEG, PNG, WebP, BMP and GIF go through Pillow; TIFF, and anything of 16 bits, through GDAL (rasterio).
+Pillow opens JPEG, PNG, WebP, BMP, GIF and JPEG 2000. GDAL (rasterio) opens TIFF, anything of 16 bits or unusual bands,
+and what is too large to be held whole: see `pixels`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 import PIL
 import rasterio
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from pydantic import Field, field_validator
@@ -26,6 +28,11 @@ from .sample import Sample, Spec
 
 WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel there, 6 while they become an array
 COLOURS, GRAY = ("red", "green", "blue"), ("gray",)
+GDAL = {
+    "GDAL_CACHEMAX": 64,  # MB
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # folders of a million files
+    "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",  # progressive JPEGs are held whole; `max_pixels` bounds them
+}
 NARROW_ROWS = 64
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000")  # what Pillow opens here: others start programs
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations
@@ -124,7 +131,7 @@ def quiet() -> Iterator[None]:
     """No warnings of the readers: what matters becomes a drop with its reason."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # rules and `max_pixels` bound sizes here
     try:
-        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64, GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+        with warnings.catch_warnings(), rasterio.Env(**GDAL):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -232,6 +239,7 @@ def versions() -> dict[str, str]:
         "webp": features.version("webp") or "",
         "gdal": rasterio.__gdal_version__,
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
     }
 
 

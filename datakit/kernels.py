@@ -7,6 +7,8 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+GRACE_PX = 8  # a JPEG block
+PLAIN = 2  # levels from 0 or 255 that are black or white all the same
 BITS = 22  # Pillow's fixed-point resampling: 32 - 8 - 2 (src/libImaging/Resample.c, PRECISION_BITS)
 _i32 = np.int32
 _HALF = np.int32(1 << (BITS - 1))
@@ -190,33 +192,50 @@ def fill(r, g, b, within):  # type: ignore[no-untyped-def]
 
 
 @jit
+def goes_on(kind, r, g, b, tolerance, length, plain):  # type: ignore[no-untyped-def]
+    """Whether a run of `length` px, of which `plain` are plainly black or white, takes in one more."""
+    return fill(r, g, b, tolerance) == kind and (length < GRACE_PX or 2 * plain >= length)
+
+
+@jit
 def collar_sides(rows, collar, tolerance):  # type: ignore[no-untyped-def]
+    """Mark the runs from left and right; gives pixels marked."""
     height, width = rows.shape[0], rows.shape[1]
     found = 0
     for y in range(height):
         for side in range(2):
             x, step = (0, 1) if side == 0 else (width - 1, -1)
-            kind = fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], 2)
-            while kind and 0 <= x < width and fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], tolerance) == kind:
+            kind = fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], PLAIN)
+            length, plain = 0, 0
+            while kind and 0 <= x < width:
+                r, g, b = rows[y, x, 0], rows[y, x, 1], rows[y, x, 2]
+                if not goes_on(kind, r, g, b, tolerance, length, plain):
+                    break
                 collar[y, x] = True
-                found += 1
+                length += 1
+                plain += 1 if fill(r, g, b, PLAIN) else 0
                 x += step
+            found += length
     return found
 
 
 @jit
-def collar_down(rows, collar, going, tolerance, first):  # type: ignore[no-untyped-def]
+def collar_down(rows, collar, runs, tolerance, first):  # type: ignore[no-untyped-def]
+    """Mark the runs from the top that go on; gives pixels marked. runs: (3, W): kind (0: ended), length, plain ones."""
     height, width = rows.shape[0], rows.shape[1]
     found = 0
     for x in range(width):
         if first:
-            going[x] = fill(rows[0, x, 0], rows[0, x, 1], rows[0, x, 2], 2)
-        y = 0
-        while y < height and going[x]:
-            if fill(rows[y, x, 0], rows[y, x, 1], rows[y, x, 2], tolerance) == going[x]:
-                collar[y, x] = True
-                found += 1
-                y += 1
-            else:
-                going[x] = 0
+            runs[0, x] = fill(rows[0, x, 0], rows[0, x, 1], rows[0, x, 2], PLAIN)
+        for y in range(height):
+            if not runs[0, x]:
+                break
+            r, g, b = rows[y, x, 0], rows[y, x, 1], rows[y, x, 2]
+            if not goes_on(runs[0, x], r, g, b, tolerance, runs[1, x], runs[2, x]):
+                runs[0, x] = 0
+                break
+            collar[y, x] = True
+            found += 1
+            runs[1, x] += 1
+            runs[2, x] += 1 if fill(r, g, b, PLAIN) else 0
     return found

@@ -33,6 +33,7 @@ from .stages.shards import PARTIAL, ShardJob, notes_of, partial_path, written
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
 NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits"]
 TIMINGS = "timings.json"
+BEFORE = f"{PARTIAL}/before.json"  # the manifest of the build that is being replaced
 
 
 @dataclass
@@ -96,9 +97,10 @@ def shards_before(recipe: Recipe, out: Path, work: Path) -> set[str]:
     StageError if another set lies there.
     """
     ours = re.compile(rf"{re.escape(recipe.name)}-\w*-\d{{6}}\.tar")
+    before = [path for path in (out / "manifest.json", out / BEFORE) if path.exists()]
     names = {note.stem for note in notes_of(work, out).glob("*.json") if ours.fullmatch(note.stem)}
-    if (out / "manifest.json").exists():
-        there = Manifest.load(out)
+    for path in before:
+        there = Manifest.load(path)
         if there.name != recipe.name:
             raise StageError(f"{out} holds another set, {there.name}: name another folder with --out")
         names |= {shard.name for shard in there.shards}
@@ -228,6 +230,7 @@ def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path], finished:
         uses |= set(json.loads(path.read_text())["uses"])
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"recipe": name, "out": str(out), "uses": sorted(uses)}))
+    sync(temporary)
     temporary.replace(path)
 
 

@@ -44,8 +44,7 @@ def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
     """List a source; its parts lie in work/list. The folder that it lies in is part of what it is."""
     found = find_files(source, root, work, out)
     records = list(listing(source, found))
-    layout = source.collection.layout.model_dump_json()
-    place = digest(str(root.resolve()), layout, str(source.subfolder))
+    place = digest(str(root.resolve()), str(source.subfolder))
     home = work / "list" / f"{source.name}-{place}"
     home.mkdir(parents=True, exist_ok=True)
     entered = membership(home)

@@ -106,7 +106,7 @@ class Collection(Spec):
     dtype: str | None = None
     gsd_m: tuple[float, float] | None = Field(None, description="finest and coarsest, metres per pixel")
     layout: Layout
-    splits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Split] = {}
+    splits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Split] = {}
     count: int | None = Field(None, ge=0, description="images in all, as published")
     role: Literal["pretrain", "evaluation"] = "pretrain"
     same_images_as: tuple[str, ...] = ()

@@ -144,24 +144,24 @@ class Collar:
     """Finds the black or white collar of an image whose rows come from top to bottom.
 
     A collar is what a straight run from the image's left, right or top edge (bottom too, where the image comes in one
-    piece) covers: it begins within 2 levels of 0 or 255 in all bands and stays within `tolerance`, as JPEG leaves it.
-    Fields that only look like one inside a picture are reached by no run.
+    piece) covers. It begins within 2 levels of 0 or 255 in all bands and goes on within `tolerance`, as JPEG leaves it,
+    as long as half of it is within those 2 levels: snow and dark sea have more texture than that. Fields that only look
+    like one inside a picture are reached by no run.
     """
 
     def __init__(self, width: int, tolerance: int = 10) -> None:
         self.tolerance = tolerance
-        self.open = np.full(width, 3, np.uint8)  # by column: bit 0 a black run, bit 1 a white run from the top goes on
+        self.runs = np.zeros((3, width), np.int32)  # from the top, by column: see `kernels.collar_down`
 
     def valid(self, rows: Pixels, first: bool, last: bool) -> Mask | None:
         """Which pixels of the next rows, (h, W, 3), are no collar: (h, W), or None when all are."""
         rows = np.ascontiguousarray(rows)
         collar = np.zeros(rows.shape[:2], np.bool_)
-        found = kernels.collar_sides(rows, collar, self.tolerance) + kernels.collar_down(
-            rows, collar, self.open, self.tolerance, first
-        )
+        found = kernels.collar_sides(rows, collar, self.tolerance)
+        found += kernels.collar_down(rows, collar, self.runs, self.tolerance, first)
         if first and last:
-            state = np.full(rows.shape[1], 3, np.uint8)
-            found += kernels.collar_down(rows[::-1], collar[::-1], state, self.tolerance, True)
+            runs = np.zeros_like(self.runs)
+            found += kernels.collar_down(rows[::-1], collar[::-1], runs, self.tolerance, True)
         return ~collar if found else None
 
 

@@ -47,18 +47,17 @@ def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Pa
 
 def draw(job: PictureJob) -> int:
     """Write the pictures of a group; gives how many source images were opened for it."""
-    staged = StagedFiles(job.work)
     rows, opened = [], 0
-    for sample in job.samples:
-        if sample.staged:
-            picture = image.preview(staged.read(sample), SIDE_PX)
-        else:
-            opened += 1
-            root = job.roots[sample.source.partition("/")[0]]
-            picture = image.preview_of(root, sample, job.aside, SIDE_PX)
-        if picture is not None:
-            row = {"key": sample.key, "source": sample.source, "stage": job.stage, "dropped": sample.dropped}
-            rows.append({**row, "jpeg": picture})
-    staged.close()
+    with StagedFiles(job.work) as staged:
+        for sample in job.samples:
+            if sample.staged:
+                picture = image.preview(staged.read(sample), SIDE_PX)
+            else:
+                opened += 1
+                root = job.roots[sample.source.partition("/")[0]]
+                picture = image.preview_of(root, sample, job.aside, SIDE_PX)
+            if picture is not None:
+                row = {"key": sample.key, "source": sample.source, "stage": job.stage, "dropped": sample.dropped}
+                rows.append({**row, "jpeg": picture})
     run.commit(pa.Table.from_pylist(rows, schema=SCHEMA), job.path, job.aside)
     return opened

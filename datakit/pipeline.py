@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import collect, files, image, leave, listing, run, staging
 from .errors import SourceError, StageError
+from .leave import BEFORE
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
 from .recipe import Recipe
@@ -21,9 +22,10 @@ from .run import Done, Engine, Funnel, Job
 from .sample import Stage, digest
 from .sources.scan import Scan
 from .stages.exclude import check_shares
-from .stages.shards import ShardJob, note_of, write_shard, written
+from .stages.shards import PARTIAL, ShardJob, note_of, write_shard, written
 from .staging import STAGED
 
+OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
 Report = Callable[[str], None]
 
@@ -61,7 +63,8 @@ class Build(leave.Story):
             self.restage(parts, collect.needed_bytes(unwritten, waiting))
             uses += [job.sidecar for job in jobs] + [note_of(job) for job in jobs] + [job.path for job in pictures]
             leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=True)
-            (self.out / "manifest.json").unlink(missing_ok=True)  # what follows is not whole until it is back
+            if (self.out / "manifest.json").exists():  # what follows is not whole until there is one again
+                (self.out / "manifest.json").replace(self.out / BEFORE)
             with self.timed("pictures"):
                 for n, opened in enumerate(self.engine.map(draw, waiting), 1):
                     self.counts += Counter(pictures_opened=opened)
@@ -150,8 +153,10 @@ class Build(leave.Story):
         self.counts["parts_made"] += 1
         self.counts += done.counts
         self.read_bytes[step] += done.source_bytes
-        for source in done.source_bytes:
-            self.part_seconds[step][source] = self.part_seconds[step].get(source, 0.0) + done.seconds
+        read = max(sum(done.source_bytes.values()), 1)
+        for source, size in done.source_bytes.items():  # a part may hold sub-folders that count as sources
+            mine = done.seconds * size / read
+            self.part_seconds[step][source] = self.part_seconds[step].get(source, 0.0) + mine
 
     def check_chain(self, before: str, after: str) -> None:
         """StageError unless a step got all that the one before it made."""
@@ -239,9 +244,13 @@ def build(
     data, out = Path(data), Path(out).absolute()
     work = Path(work).absolute() if work else out.with_name(out.name + ".work")
     roots, missing = find_sources(recipe, data, allow_missing)
-    make_folders(out, work)
+    refuse_overlap(out, work, roots)
+    claim(out, ("manifest.json", PARTIAL), "--out")
+    claim(work, (OURS,), "--work")
+    (out / PARTIAL).mkdir(exist_ok=True)
+    (work / OURS).touch()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    with locked(work), writing(out), Engine(workers) as engine:
+    with locked(work, alone=free), writing(out), Engine(workers) as engine:
         run.sweep(work)
         before = leave.shards_before(recipe, out, work)
         one = Build(recipe, out, work, roots, missing, before, engine=engine, say=say or (lambda line: None))
@@ -264,23 +273,36 @@ def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[
     return roots, missing
 
 
-def make_folders(*folders: Path) -> None:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StageError(f"{folder}: {exc.strerror}. Name a folder that can be written") from None
+def refuse_overlap(out: Path, work: Path, roots: dict[str, Path]) -> None:
+    """StageError if a build would write among its own sources, or its two folders are one."""
+    if out.resolve() == work.resolve():
+        raise StageError(f"{out}: --out and --work must be two folders")
+    for name, root in roots.items():
+        for folder in (out, work):
+            if folder.resolve() == files.home(root).resolve():
+                raise StageError(f"{folder} is the folder of {name}: write to another one")
+
+
+def claim(folder: Path, signs: tuple[str, ...], option: str) -> None:
+    """Make a folder; StageError if it holds files and none of the signs that an earlier build left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = any(folder.iterdir()) and not any((folder / sign).exists() for sign in signs)
+    except OSError as exc:
+        raise StageError(f"{folder}: {exc.strerror}. Name a folder that can be written") from None
+    if strange:
+        raise StageError(f"{folder} holds files that are not of a build: name an empty or a new folder with {option}")
 
 
 @contextmanager
 def locked(work: Path, alone: bool = False) -> Iterator[None]:
-    """Builds may share a work folder; `gc` needs it alone. StageError where that cannot be."""
+    """Builds may share a work folder; `gc` and --free need it alone. StageError where that cannot be."""
     with (work / "lock").open("w") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
-            busy = "a build is running in" if alone else "`datakit gc` is running in"
-            raise StageError(f"{busy} {work}: wait until it ends") from None
+            busy = "a build is" if alone else "`datakit gc`, or a build with --free, is"
+            raise StageError(f"{busy} running in {work}: wait until it ends") from None
         yield
 
 
@@ -305,7 +327,7 @@ def gc(work: str | Path) -> dict[str, int]:
     A build whose OUT was removed counts no longer; one whose OUT lies on a disk that is not there does.
     """
     work = Path(work)
-    if not (work / "builds").is_dir():
+    if not (work / OURS).exists():
         raise StageError(f"{work}: not a work folder of datakit")
     with locked(work, alone=True):
         used: set[Path] = set()

@@ -20,6 +20,7 @@ from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
 BLOCK_PX = 1 << 27  # of a raster's block at most: it is read as a whole
+BAND_BYTES = 1 << 28
 BAND_PX = 1 << 24  # of rasters, about this much at a time
 
 
@@ -128,6 +129,8 @@ class Reader:
                 yield self._turned(picker, raster, sample)
                 return
             step = max(BAND_PX // raster.width // block[0], 1) * block[0]
+            row_bytes = raster.width * len(picker.indexes) * np.dtype(sample.dtype).itemsize
+            step = max(min(step, BAND_BYTES // row_bytes), 1)  # less than a block is read several times, but fits
             collar = Collar(raster.width) if self.collars and not picker.has_mask else None
             for top in range(0, raster.height, step):
                 window = RasterWindow(0, top, raster.width, min(step, raster.height - top))

@@ -87,7 +87,7 @@ class Recipe(Spec):
         """The rules after `cut`, the share of valid pixels that random windows need first."""
         measured = self.exclude.measured()
         if self.slice and self.slice.random and self.slice.random.min_valid_share:
-            least = ValidShare(min_share=self.slice.random.min_valid_share)
+            least = ValidShare(min_share=self.slice.random.min_valid_share, name="min_valid_share")
             return Exclude(rules=(least, *measured.rules))
         return measured
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -175,10 +176,10 @@ def aside(work: Path) -> Iterator[Path]:
 
 def sweep(work: Path) -> None:
     """Remove what processes of this machine that are no more left aside."""
-    host = f"{socket.gethostname()}-"
-    for folder in (work / "tmp").glob(f"{host}*"):
-        pid = folder.name.removeprefix(host).partition("-")[0]
-        if pid.isdigit() and not alive(int(pid)):
+    ours = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)-[^-]*")
+    for folder in (work / "tmp").iterdir() if (work / "tmp").exists() else ():
+        found = ours.fullmatch(folder.name)
+        if found and not alive(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -255,13 +256,17 @@ class Engine:
                 "distributed.nanny.environ": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             }
             with dask.config.set(settings):
-                cluster = LocalCluster(
-                    n_workers=self.workers,
-                    threads_per_worker=1,
-                    dashboard_address=None,
-                    memory_limit=0,
-                    silence_logs=50,
-                )
+                try:
+                    cluster = LocalCluster(
+                        n_workers=self.workers,
+                        threads_per_worker=1,
+                        dashboard_address=None,
+                        memory_limit=0,
+                        silence_logs=50,
+                    )
+                except RuntimeError as exc:  # a new process runs the caller's script again, down to this call
+                    advice = "put the call under `if __name__ == '__main__':`, or pass workers=0"
+                    raise StageError(f"the workers did not start: in a script, {advice} ({exc})") from exc
             self._client = Client(cluster)
         return self._client
 

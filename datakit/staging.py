@@ -38,6 +38,12 @@ class StagedFiles:
         self.work = work
         self.open: dict[str, BinaryIO] = {}
 
+    def __enter__(self) -> StagedFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def read(self, sample: Sample) -> bytes:
         if sample.staged not in self.open:
             if len(self.open) >= self.MOST_OPEN:

@@ -285,6 +285,6 @@ def test_windows_that_are_not_valid_enough_go_after_cut(tmp_path: Path) -> None:
     assert counts[0.0]["cut"] == counts[0.999]["cut"]
     assert counts[0.0]["measured"][2] == {}
     came, stayed, dropped = counts[0.999]["measured"]
-    assert dropped == {"valid_share": came - stayed}
+    assert dropped == {"min_valid_share": came - stayed}
     assert 0 < stayed < came
     shutil.rmtree(tmp_path / "out")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -306,8 +309,9 @@ def test_pixels_read_by_rows_are_those_read_whole(
 ) -> None:
     (tmp_path / "a").mkdir()
     pixels = scene(5, 700, 600, "coast")
-    pixels[:90] = 0  # a collar that rows from the top find as well
-    pixels[:, :50] = 255
+    if suffix != "jpg":  # a collar that rows from the top find as well
+        pixels[:90] = 0
+        pixels[:, :50] = 255
     Image.fromarray(pixels).save(tmp_path / "a" / f"scene.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
     source = source_of("a")
     source["collection"]["layout"]["images"] = ["*"]
@@ -323,3 +327,105 @@ def test_pixels_read_by_rows_are_those_read_whole(
         assert found[0].column("key") == found[1].column("key")
     else:
         assert digests(tmp_path / "rows") == digests(tmp_path / "whole")
+
+
+def test_folders_of_somebody_else_are_not_written_to(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("my own")
+    (mine / "labels").mkdir()
+    (mine / "labels" / "mine.txt").write_text("my own")
+    with pytest.raises(StageError, match=r"mine holds files that are not of a build.*--out"):
+        build(recipe_of("a"), tmp_path, mine, work=tmp_path / "work")
+    with pytest.raises(StageError, match=r"mine holds files that are not of a build.*--work"):
+        build(recipe_of("a"), tmp_path, tmp_path / "out", work=mine)
+    with pytest.raises(StageError, match="not a work folder"):
+        gc(mine)
+    assert (mine / "README.md").read_text() == (mine / "labels" / "mine.txt").read_text() == "my own"
+
+
+def test_out_may_not_be_the_collection(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    for folders in ({"out": tmp_path / "a"}, {"out": tmp_path / "out", "work": tmp_path / "a"}):
+        with pytest.raises(StageError, match="is the folder of a"):
+            build(recipe_of("a"), tmp_path, **folders)
+
+
+def test_staged_bytes_that_are_gone_are_not_taken_over(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    build(recipe_of("a"), tmp_path, tmp_path / "out")
+    for staged in (tmp_path / "out.work").rglob("*.staged"):
+        os.truncate(staged, staged.stat().st_size // 2)
+    Image.fromarray(scene(30, 100, 80)).save(tmp_path / "a" / "0.png")
+    build(recipe_of("a"), tmp_path, tmp_path / "out")
+    build(recipe_of("a"), tmp_path, tmp_path / "fresh")
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_shards_of_an_interrupted_build_do_not_stay(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", 8)
+    build(recipe_of("a", shards={"max_samples": 1}), tmp_path, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out.work")
+
+    def stop(line: str) -> None:
+        if line.startswith("shards:"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe_of("a"), tmp_path, tmp_path / "out", say=stop)
+    build(recipe_of("a"), tmp_path, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").glob("*.tar")] == ["world-train-000000.tar"]
+
+
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    call = f"datakit.build('recipes/opticalrs_files.yaml', data={str(tmp_path / 'a')!r}, out={str(tmp_path / 'o')!r}"
+    (tmp_path / "bare.py").write_text(f"import datakit\n{call}, workers=1)\n")
+    (tmp_path / "guarded.py").write_text(f"import datakit\nif __name__ == '__main__':\n    {call}, workers=1)\n")
+    bare, guarded = (
+        subprocess.run([sys.executable, "-W", "ignore", tmp_path / name], capture_output=True, text=True)
+        for name in ("bare.py", "guarded.py")
+    )
+    assert bare.returncode != 0
+    assert "put the call under `if __name__ == '__main__':`" in bare.stderr
+    assert guarded.returncode == 0, guarded.stderr[-2000:]
+
+
+def test_a_long_thin_scene_is_signed_on_a_small_copy(tmp_path: Path) -> None:
+    from datakit.sample import Sample
+    from datakit.stages.cut import REDUCED_PX, Scene
+
+    scene_of = Scene(Sample(image_width=500, image_height=300_000))
+    assert 500 * 300_000 / scene_of.factor**2 <= REDUCED_PX
+
+
+@pytest.mark.parametrize(("low", "high"), [(246, 256), (0, 11)])
+def test_snow_and_dark_sea_are_no_collar(tmp_path: Path, low: int, high: int) -> None:
+    (tmp_path / "a").mkdir()
+    levels = np.random.default_rng(0).integers(low, high, (400, 400, 3), np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a" / "field.png")
+    build(recipe_of("a"), tmp_path, tmp_path / "out")
+    assert {r["valid_share"] > 0.95 for r in rows(tmp_path / "out", "samples.parquet", "valid_share")} == {True}
+
+
+def test_progressive_jpegs_that_are_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(scene(1, 700, 500)).save(tmp_path / "a" / "scene.jpg", progressive=True, subsampling=0)
+    monkeypatch.setattr("datakit.pixels.WHOLE_PX", 1000)
+    assert build(recipe_of("a"), tmp_path, tmp_path / "out").samples == 6
+
+
+def test_a_rule_of_ones_own_goes_with_that_of_random_windows() -> None:
+    changes = {"slice": {"random": {}}, "exclude.rules.6.max_share": 0.5}
+    reasons = [r.reason for r in Recipe.load("recipes/opticalrs_files.yaml", changes).measured_rules().rules]
+    assert reasons == ["min_valid_share", "valid_share", "flat"]
+
+
+def test_a_layout_that_changes_opens_no_image_again(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a")
+    build(recipe_of("a"), tmp_path, tmp_path / "out")
+    source = source_of("a")
+    source["collection"]["layout"]["ignore"] = ["*.bak"]
+    build(recipe_of("a", sources=[source]), tmp_path, tmp_path / "out")
+    assert "images_opened" not in work_done(tmp_path / "out")

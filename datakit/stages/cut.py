@@ -6,6 +6,7 @@ A part leaves a staging file beside its records: the encoded tiles, one after th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +21,7 @@ import xxhash
 from pydantic import Field
 
 from .. import files, image, measure
-from ..image import Encode, Narrow
+from ..image import WHOLE_PX, Encode, Narrow
 from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge
 from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
@@ -32,6 +33,7 @@ SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `
 SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
 FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, "psnr_db", "copied", "dropped", "detail")
 Found = dict[str, Any]  # what `cut` finds of a tile: fields of `Sample`
+REDUCED_PX = 1 << 22  # the most that the copy has, however long and thin the scene is
 NOTHING = Sample()  # what is in a field of which nothing was found
 SPOOL_BYTES = 1 << 26  # of encoded tiles in memory, before they go to a file
 
@@ -85,6 +87,8 @@ class Cut(Spec):
         first = windows[0]
         if max(max(s.width, s.height) for s in windows) > self.encode.most_px:
             raise TooLarge(f"over {self.encode.most_px} px, the longest side of a {self.encode.format}")
+        if max(s.width * s.height for s in windows) > WHOLE_PX:
+            raise TooLarge(f"a tile of over {WHOLE_PX} px: give `slice`")
         reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure)
         scene = Scene(first) if self.measure and first.window else None
         puzzle = Puzzle([s.window or Window(0, 0, s.width, s.height) for s in windows])
@@ -164,7 +168,8 @@ class Scene:
 
     def __init__(self, sample: Sample) -> None:
         self.width, self.height = sample.image_width, sample.image_height
-        self.factor = max(min(self.width, self.height) // SCENE_PX, 1)
+        by_area = math.ceil(math.sqrt(self.width * self.height / REDUCED_PX))
+        self.factor = max(min(self.width, self.height) // SCENE_PX, by_area, 1)
         self.hasher = xxhash.xxh3_128(np.array((self.height, self.width, 3), "<i8").tobytes())
         self.rest: Pixels | None = None  # rows that do not fill a box yet
         self.sums: list[Any] = []
@@ -254,10 +259,13 @@ class Earlier:
             return None
         by_key = {row.key: row for row in rows}
         with staged.open("rb") as file:
-            return [take_over(by_key[sample.key], file) for sample in windows]
+            taken = [take_over(by_key[sample.key], file) for sample in windows]
+        whole = all(len(data) == then["staged_bytes"] for then, data in taken)
+        return taken if whole else None  # it was freed, or cut short, since it was looked at
 
 
 def take_over(then: Sample, staged: BinaryIO) -> tuple[Found, bytes]:
     """What `cut` found of a tile then, and the tile's bytes."""
     staged.seek(then.staged_offset)
-    return {name: getattr(then, name) for name in FOUND}, staged.read(then.staged_bytes)
+    found = {name: getattr(then, name) for name in (*FOUND, "staged_bytes")}
+    return found, staged.read(then.staged_bytes)

@@ -127,7 +127,7 @@ def written(job: ShardJob) -> dict[str, Any] | None:
     note = note_of(job)
     if not job.sidecar.exists() or not note.exists() or not (job.out / job.name).exists():
         return None
-    if json.loads(note.read_text()) != seen(job):
+    if note.read_text() != json.dumps(seen(job)):
         return None
     about: dict[str, Any] = json.loads(pq.read_schema(job.sidecar).metadata[SHARD])
     return about
@@ -139,8 +139,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     temporary = partial_path(job.out, job.name)
     hasher = hashlib.sha256()
     places = []
-    staged = StagedFiles(job.work)
-    with temporary.open("wb") as file:
+    with StagedFiles(job.work) as staged, temporary.open("wb") as file:
         offset = 0
         for sample in from_table(table):
             members = ((job.suffix, staged.read(sample)), ("json", sample_json(sample)))
@@ -156,7 +155,6 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         hasher.update(END)
         file.flush()
         os.fsync(file.fileno())
-    staged.close()
     note = note_of(job)
     note.unlink(missing_ok=True)
     temporary.replace(job.out / job.name)
@@ -175,7 +173,9 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     pq.write_table(table, aside, compression="zstd")
     aside.replace(job.sidecar)
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(seen(job)))
+    part_note = note.with_name(f"{note.name}.{uuid.uuid4().hex}.tmp")
+    part_note.write_text(json.dumps(seen(job)))
+    part_note.replace(note)
     return about
 
 

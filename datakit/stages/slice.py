@@ -17,7 +17,7 @@ from ..windows import crops_per_area, grid, scattered
 
 __all__ = ["Grid", "Random", "Slice", "grid"]
 
-MAX_WINDOWS = 1 << 20  # of one image: a header that promises more is a lie or a bomb
+MAX_WINDOWS = 1 << 18  # of one image: a header that promises more is a lie or a bomb
 
 
 class Grid(Spec):
