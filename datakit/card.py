@@ -15,21 +15,25 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
-FEATURES = {
-    "key": "name of the sample, unique in the set",
-    "source": "collection that it comes from",
-    "name": "file within the collection",
-    "licences": "JSON list of the licences of the collection",
-    "width, height": "px of this image",
-    "image_width, image_height": "px of the image that it is a window of",
-    "window": "left, top, width, height in px of that image",
-    "crs, transform": 'place: x = t0 col + t1 row + t2, y = t3 col + t4 row + t5; crs "" where there is none',
-    "gcps": 'JSON list of ground control points [col, row, x, y, z], "" where there are none',
-    "footprint": "JSON list of lon, lat of the four corners (WGS 84), [] where unknown",
-    "gsd_m": "metres per pixel, -1.0 where unknown",
-    "acquired": 'date, "" where unknown',
-    "split, label": 'of the collection, "" where there is none',
-    "boxes": "JSON list of boxes in px of this image",
+TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"}
+FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
+    "source": (TEXT, "collection that it comes from"),
+    "name": (TEXT, "file within the collection"),
+    "licences": (TEXT, "JSON list of the licences of the collection"),
+    "width": (WHOLE, "px of this image"),
+    "height": (WHOLE, "px of this image"),
+    "image_width": (WHOLE, "px of the image that it is a window of"),
+    "image_height": (WHOLE, "px of the image that it is a window of"),
+    "window": ({"list": "int64"}, "left, top, width, height in px of that image"),
+    "crs": (TEXT, 'EPSG:n or WKT of its place, "" where there is none'),
+    "transform": ({"list": "float64"}, "6 numbers: x = t0 col + t1 row + t2, y = t3 col + t4 row + t5"),
+    "gcps": (TEXT, 'JSON list of ground control points [col, row, x, y, z], "" where there are none'),
+    "footprint": (TEXT, "JSON list of lon, lat of the four corners (WGS 84), [] where unknown"),
+    "gsd_m": (REAL, "metres per pixel, -1.0 where unknown"),
+    "acquired": (TEXT, 'date, "" where unknown'),
+    "split": (TEXT, 'split of the collection, "" where there is none'),
+    "label": (TEXT, 'class of the image, "" where there is none'),
+    "boxes": (TEXT, "JSON list of boxes in px of this image"),
 }
 
 
@@ -62,7 +66,7 @@ def text(manifest: Manifest) -> str:
         "",
         "Fields of the JSON, the same in every sample:",
         "",
-        *table([("field", "what"), *((f"`{k}`", v) for k, v in FEATURES.items() if k != "key")]),
+        *table([("field", "what"), *((f"`{name}`", words) for name, (_, words) in FIELDS.items())]),
         "",
     ]
     return "\n".join(lines)
@@ -80,8 +84,20 @@ def front(manifest: Manifest) -> str:
         "size_categories": [size],
         "tags": ["webdataset"],
         "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {"features": features(manifest.members[0])},
     }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def features(image: str) -> list[dict[str, object]]:
+    """What Hugging Face datasets need not guess: columns of the samples and their types."""
+    struct = [{"name": name, **kind} for name, (kind, _) in FIELDS.items()]
+    return [
+        {"name": image, "dtype": "image"},
+        {"name": "json", "struct": struct},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
 
 
 def source_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:

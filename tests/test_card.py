@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import datakit
 from datakit import card
+from datakit.card import features
 from datakit.manifest import Manifest, Shard
 from datakit.recipe import Recipe
 from datakit.sample import Sample
@@ -141,3 +143,15 @@ def test_the_urls_to_read(built: tuple[Manifest, str]) -> None:
 def test_size_categories(built: tuple[Manifest, str], samples: int, size: str) -> None:
     many = built[0].model_copy(update={"samples": samples})
     assert yaml.safe_load(card.front(many))["size_categories"] == [size]
+
+
+def test_declared_features_are_those_of_the_json() -> None:
+    plain = json.loads(sample_json(Sample(width=4, height=3)))
+    kinds = {str: "string", int: "int64", float: "float64"}
+    declared = {f["name"]: f for f in features("jpg")[1]["struct"]}  # type: ignore[attr-defined]
+    assert list(declared) == list(plain)
+    for name, value in plain.items():
+        if isinstance(value, list):
+            assert declared[name]["list"] == kinds[type(value[0])]
+        else:
+            assert declared[name]["dtype"] == kinds[type(value)]

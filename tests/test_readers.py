@@ -88,6 +88,15 @@ def test_hugging_face_datasets_reads_every_sample(out: Path, tmp_path: Path) -> 
         assert row["label"] == expected[str(row["key"])]["label"]
 
 
+def test_hugging_face_datasets_takes_the_folder_with_its_card(out: Path, tmp_path: Path) -> None:
+    code = "import datasets, sys; d = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])['train']\n"
+    code += "print(len(d), d.features['json']['gsd_m'].dtype, d[0]['jpg'].size)"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(out), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{Manifest.load(out).samples} float64 (")
+
+
 def test_hugging_face_datasets_guesses_no_type_wrong(tmp_path: Path) -> None:
     """Types are guessed from the first five samples: here they have no place, label, box or date, and a later one has.
 
