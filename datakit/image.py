@@ -116,17 +116,6 @@ class Narrow(Spec):
 
 
 @contextmanager
-def opened(root: Path, file: files.Located) -> Iterator[Image.Image]:
-    """An image through Pillow, its pixels not yet decoded."""
-    if file.packing:
-        with Image.open(io.BytesIO(files.read(root, file)), formats=FORMATS) as image:
-            yield image
-    else:
-        with Image.open(files.on_disk(root, file.path), formats=FORMATS) as image:
-            yield image
-
-
-@contextmanager
 def quiet() -> Iterator[None]:
     """No warnings of the readers: what matters becomes a drop with its reason."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # rules and `max_pixels` bound sizes here

@@ -15,10 +15,11 @@ from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
 from . import files
-from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, opened, orientation_behind
+from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, orientation_behind
 from .measure import Collar, Mask, Pixels
 from .sample import Sample
 
+DRIVERS = {name: name for name in ("GTiff", "PNG", "JPEG", "BMP", "WEBP", "GIF")} | {"JPEG2000": "JP2OpenJPEG"}
 BLOCK_PX = 1 << 27  # of a raster's block at most: it is read as a whole
 BAND_BYTES = 1 << 28
 BAND_PX = 1 << 24  # of rasters, about this much at a time
@@ -27,9 +28,16 @@ BAND_PX = 1 << 24  # of rasters, about this much at a time
 class Piece:
     """Some rows of an image, or a window: as an array, or as Pillow has it, whichever is asked for."""
 
-    def __init__(self, pixels: Pixels | None, picture: Image.Image | None = None, valid: Mask | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Pixels | None,
+        picture: Image.Image | None = None,
+        valid: Mask | None = None,
+        stored: bytes | None = None,
+    ) -> None:
         self._pixels, self._picture = pixels, picture
         self.valid = valid  # (h, w); None: all of it is
+        self.stored = stored  # the file's own bytes, of a whole JPEG that any decoder shows alike
 
     @property
     def pixels(self) -> Pixels:
@@ -90,17 +98,9 @@ class Reader:
         else:
             yield from self._raster(sample)
 
-    def stored_jpeg(self, sample: Sample) -> bytes | None:
-        """The file's own bytes where any decoder shows them alike: a whole 8-bit JPEG of YCbCr or gray, not turned."""
-        if sample.window or sample.format != "JPEG" or sample.orientation != 1:
-            return None
-        data = files.read(self.root, sample)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            plain = picture.mode == "L" or (picture.mode == "RGB" and picture.info.get("adobe_transform", 1) != 0)
-        return data if plain else None
-
     def _pillow(self, sample: Sample) -> Iterator[Piece]:
-        with opened(self.root, sample) as image:
+        content = files.read(self.root, sample)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
             if sample.format == "PNG" and orientation_behind(image) != sample.orientation:
                 raise OSError("the orientation stands behind the pixels, where a header does not tell it")
@@ -110,17 +110,21 @@ class Reader:
                 valid = layers[:, :, 3] > 0
                 yield Piece(np.ascontiguousarray(layers[:, :, :3]), valid=None if valid.all() else valid)
                 return
+            stored = content if shows_alike(image, sample) else None
             picture = picture if picture.mode == "RGB" else picture.convert("RGB")
             picture.info = {}  # comments and profiles of a scene do not go into each of its tiles
             if picture.size != (sample.image_width, sample.image_height):
                 raise OSError(f"{picture.width} x {picture.height} px, where the header said otherwise")
-            piece = Piece(None, picture)
+            piece = Piece(None, picture, stored=stored)
             if self.collars:
                 piece.valid = Collar(picture.width).valid(piece.pixels, first=True, last=True)
             yield piece
 
     def _raster(self, sample: Sample) -> Iterator[Piece]:
-        with files.local(self.root, sample, self.scratch) as name, rasterio.open(name) as raster:
+        with (
+            files.local(self.root, sample, self.scratch) as name,
+            rasterio.open(name, driver=DRIVERS.get(sample.format)) as raster,
+        ):
             block = raster.block_shapes[0]
             if block[0] * block[1] > BLOCK_PX:
                 raise TooLarge(f"blocks of {block[1]} x {block[0]} px")
@@ -149,6 +153,12 @@ class Reader:
         if self.collars and not picker.has_mask:
             valid = Collar(pixels.shape[1]).valid(pixels, first=True, last=True)
         return Piece(pixels, valid=valid)
+
+
+def shows_alike(image: Image.Image, sample: Sample) -> bool:
+    """Whether any decoder shows a file alike: an 8-bit JPEG of YCbCr or gray, not turned."""
+    ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
+    return sample.format == "JPEG" and sample.orientation == 1 and (ycbcr or image.mode == "L")
 
 
 def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:

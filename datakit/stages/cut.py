@@ -97,7 +97,7 @@ class Cut(Spec):
             if scene:
                 scene.add(rows.pixels)
             for n, piece in puzzle.add(rows):
-                tiles[n] = keep(spool, *self._tile(windows[n], piece, reader))
+                tiles[n] = keep(spool, *self._tile(windows[n], piece))
         puzzle.check()
         part.counts["tiles_encoded"] += len(tiles)
         part.counts["pixels_read"] += first.image_width * first.image_height
@@ -107,15 +107,14 @@ class Cut(Spec):
                 found.update(signed)
         return [tiles[n] for n in range(len(windows))]
 
-    def _tile(self, sample: Sample, piece: Piece, reader: Reader) -> tuple[Found, bytes]:
+    def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
         """What is found of a tile, as fields of `Sample`, and its bytes."""
         found: Found = {}
         if self.measure:
             found = measure.measure(piece.pixels, piece.valid)._asdict()
             found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
-        copied = reader.stored_jpeg(sample) if self.copy_jpeg and self.encode.format == "jpeg" else None
-        if copied is not None:
-            return {**found, "copied": True}, copied
+        if piece.stored is not None and self.copy_jpeg and self.encode.format == "jpeg":
+            return {**found, "copied": True}, piece.stored
         data = self.encode(piece.picture)
         if self.measure and sample.id % PSNR_ONE_IN == 0:  # ids are hashes
             found["psnr_db"] = measure.psnr_db(piece.pixels, image.decode(data))
