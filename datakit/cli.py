@@ -159,7 +159,7 @@ def run_synth(args: argparse.Namespace) -> int:
 
 
 def run_gc(args: argparse.Namespace) -> int:
-    from .pipeline import gc
+    from .folders import gc
 
     print(json.dumps(gc(args.work)))
     return 0

@@ -23,8 +23,8 @@ from worlds import digests, make_world, recipe_of, scene, source_of, work_done, 
 import datakit
 from datakit import index, listing, run
 from datakit.errors import ShardError, SourceError, StageError
+from datakit.folders import gc
 from datakit.manifest import Manifest
-from datakit.pipeline import gc
 from datakit.recipe import Recipe
 from datakit.sample import Part
 

@@ -15,7 +15,7 @@ LAYERS = [
     "sample kernels",
     "boxes windows columns measure manifest files index",
     "image place staging",
-    "pixels",
+    "pixels folders",
     "sources stages run",
     "recipe pictures listing card tables",
     "collect plan",

@@ -21,8 +21,8 @@ from worlds import digests, recipe_of, scene, source_of, work_done
 
 import datakit
 from datakit.errors import RecipeError, SourceError, StageError
+from datakit.folders import gc
 from datakit.manifest import Manifest
-from datakit.pipeline import gc
 from datakit.recipe import Recipe
 
 

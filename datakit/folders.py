@@ -1,0 +1,95 @@
+"""The folders of a build, OUT and WORK: claimed, locked, and cleared of what no build uses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import files
+from .errors import StageError
+from .staging import STAGED
+
+OURS = "datakit.work"  # an empty file in every work folder
+STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
+KINDS = ("list", *STEPS, "labels", "shards", "written", "pictures", "tmp")  # sub-folders of WORK that can be made again
+
+
+def refuse_overlap(out: Path, work: Path, roots: dict[str, Path]) -> None:
+    """StageError if a build would write among its own sources, or its two folders are one."""
+    if out.resolve() == work.resolve():
+        raise StageError(f"{out}: --out and --work must be two folders")
+    for name, root in roots.items():
+        for folder in (out, work):
+            if folder.resolve() == files.home(root).resolve():
+                raise StageError(f"{folder} is the folder of {name}: write to another one")
+
+
+def claim(folder: Path, signs: tuple[str, ...], option: str) -> None:
+    """Make a folder; StageError if it holds files and none of the signs that an earlier build left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = any(folder.iterdir()) and not any((folder / sign).exists() for sign in signs)
+    except OSError as exc:
+        raise StageError(f"{folder}: {exc.strerror}. Name a folder that can be written") from None
+    if strange:
+        raise StageError(f"{folder} holds files that are not of a build: name an empty or a new folder with {option}")
+
+
+@contextmanager
+def locked(work: Path, alone: bool = False) -> Iterator[None]:
+    """Builds may share a work folder; `gc` and --free need it alone. StageError where that cannot be."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            busy = "a build is" if alone else "`datakit gc`, or a build with --free, is"
+            raise StageError(f"{busy} running in {work}: wait until it ends") from None
+        yield
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Only one build at a time writes to a folder."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise StageError(f"another build is writing to {out}: wait until it ends") from None
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def gc(work: str | Path) -> dict[str, int]:
+    """Free what no build uses any more; gives files and bytes freed.
+
+    A build whose OUT was removed counts no longer; one whose OUT lies on a disk that is not there does.
+    """
+    work = Path(work)
+    if not (work / OURS).exists():
+        raise StageError(f"{work}: not a work folder of datakit")
+    with locked(work, alone=True):
+        used: set[Path] = set()
+        for note in sorted((work / "builds").glob("*.json")):
+            about = json.loads(note.read_text())
+            if Path(about["out"]).exists() or not Path(about["out"]).parent.exists():
+                used |= {work / name for name in about["uses"]}
+            else:
+                note.unlink()
+        used |= {path.with_suffix(STAGED) for path in used}
+        used |= {names for path in used for names in path.parent.glob("*.names.parquet")}
+        freed = {"files": 0, "bytes": 0}
+        for kind in KINDS:
+            for path in sorted((work / kind).rglob("*"), reverse=True):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+                elif path.is_file() and path not in used:
+                    freed = {"files": freed["files"] + 1, "bytes": freed["bytes"] + path.stat().st_size}
+                    path.unlink()
+    return freed
