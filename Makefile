@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 
-.PHONY: install check test soak bench opticalrs clean
+.PHONY: install check test soak bench docs opticalrs clean
 
 install: $(VENV)/installed
 
@@ -28,11 +28,19 @@ soak: install
 
 bench: install
 	$(BIN)/python bench/cut.py
+	$(BIN)/python bench/dedup.py
+
+docs: install
+	mkdir -p $(BUILD)
+	$(BIN)/datakit manifest table > $(BUILD)/collections.md
+	cp $(BUILD)/collections.md docs/collections.md
 
 # The main job: the embedded collection, built by the recipe that real data runs, then scored against what was planted.
 opticalrs: install
 	test -f $(BUILD)/collection/truth.json || $(BIN)/datakit synth opticalrs $(BUILD)/collection
-	$(BIN)/datakit build recipes/opticalrs.yaml --data $(BUILD)/collection --out $(BUILD)/opticalrs --allow-missing
+	$(BIN)/datakit protect sign $(BUILD)/collection/heldout -o $(BUILD)/heldout.parquet
+	$(BIN)/datakit build recipes/opticalrs.yaml --data $(BUILD)/collection --out $(BUILD)/opticalrs --allow-missing \
+		--protect $(BUILD)/heldout.parquet
 	$(BIN)/datakit synth check $(BUILD)/opticalrs $(BUILD)/collection
 
 clean:

@@ -112,6 +112,15 @@ def through(boxes: Iterable[Box], window: Window, min_iof: float = MIN_IOF) -> l
     return [box for box in found if box is not None]
 
 
+def scaled(boxes: Iterable[Box], factor: float) -> list[Box]:
+    """Boxes of an image in px of the image made `factor` times as large; shares stay."""
+
+    def times(points: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(_round(v * factor) for v in points)
+
+    return [replace(box, points=times(box.points), clipped=times(box.clipped)) for box in boxes]
+
+
 def by_window(boxes: Sequence[Box], windows: Iterable[Window], min_iof: float = MIN_IOF) -> list[list[Box]]:
     """What each of many windows shows of many boxes: `through` of each, which only looks at boxes near the window."""
     bounds = [(min(b.points[::2]), min(b.points[1::2]), max(b.points[::2]), max(b.points[1::2])) for b in boxes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
+TIFF = "tif"
 TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"}
 FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
     "source": (TEXT, "collection that it comes from"),
@@ -34,12 +36,26 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: 
     "split": (TEXT, 'split of the collection, "" where there is none'),
     "label": (TEXT, 'class of the image, "" where there is none'),
     "boxes": (TEXT, "JSON list of boxes in px of this image"),
+    "label_source": (TEXT, 'source of the label, if an exact duplicate brought it; "" = its own'),
+    "boxes_source": (TEXT, 'source of the boxes, if an exact duplicate brought them; "" = its own'),
+    "also": (TEXT, "JSON list of its exact duplicates: key, source, label, number of boxes, licences"),
+    "gsd_from": (TEXT, 'what tells gsd_m: transform, labels, manifest; "" where unknown'),
+    "gsd_range_m": ({"list": "float64"}, "finest and coarsest of the collection, metres per pixel, -1.0 where unknown"),
+    "scale": (REAL, "px of that image that a px of this one spans; 1.0: as it was"),
+    "captions": (TEXT, "JSON list of sentences about the image"),
+    "bands": (TEXT, "JSON list of the bands of that image, in its order; a tif has all of them"),
+    "dtype": (TEXT, "type of its levels; those of a tif are as they were"),
+    "narrowed": (TEXT, 'JSON of the bands and the levels that became 0 and 255 of the 8-bit picture, "" where kept'),
+    "mask_classes": (TEXT, "JSON of the names of the classes in seg.png by level, {} where there are none"),
 }
 
 
-def text(manifest: Manifest) -> str:
-    """The card of a build."""
+def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
+    """The card of a build. found: what protect.json and dedup.json say."""
     about = manifest.recipe.get("about") or "Built with datakit."
+    taken = manifest.recipe.get("include_evaluation")
+    if taken:
+        about = f"{about.strip()} **It includes evaluation data: {', '.join(taken)}.**"
     lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
     if manifest.missing:
         lines += [f"Collections of the recipe that were not at hand: {', '.join(manifest.missing)}.", ""]
@@ -50,19 +66,16 @@ def text(manifest: Manifest) -> str:
     unstated = sum(s.samples for s in manifest.sources if s.licence == "unstated")
     lines += [f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence.", ""]
     lines += ["## What came in and what went", "", *table(count_rows(manifest)), ""]
-    image = manifest.members[0]
     lines += [
         "`dropped.parquet` holds every record that was left out, with its reason; `samples.parquet` every one kept.",
         "",
+        "## Duplicates and held-out images",
+        "",
+        *alike(found),
+        "",
         "## Reading it",
         "",
-        f"Plain WebDataset: `<key>.{image}` and `<key>.json`; any reader of tars will do.",
-        "",
-        "```python",
-        "import webdataset",
-        f'for sample in webdataset.WebDataset("{urls(manifest)}", shardshuffle=False).decode("pil"):',
-        f'    sample["{image}"], sample["json"]["source"]',
-        "```",
+        *reading(manifest),
         "",
         "Fields of the JSON, the same in every sample:",
         "",
@@ -70,6 +83,26 @@ def text(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """What was compared, and what such a comparison cannot see."""
+    yield f"Held-out images: {found['protect']['statement']}"
+    dedup = found.get("dedup")
+    if dedup:
+        images, tiles = (dedup[level]["duplicates"] for level in ("images", "tiles"))
+        goes = f"{sum(dedup['goes'].values()):,} tiles, those of {images:,} whole images and {tiles:,} single ones,"
+        what = "would go as duplicates; all are still here" if dedup["action"] == "report" else "went as duplicates"
+        how = f"a signature within {dedup['radius_bits']} bits of that of a kept one and a like thumbnail"
+        if dedup["signature"] == "cnn":
+            how += f"; of single tiles, CNN vectors ({dedup['model']}) of a cosine of {dedup['cosine']} or more"
+        yield f"\nDuplicates: {goes} {what}: {how}."
+        if dedup.get("conflicts"):
+            yield f"Exact duplicates disagreed on {len(dedup['conflicts']):,} labels or boxes: see `dedup.json`."
+    else:
+        yield "\nDuplicates: none were looked for."
+    yield "\nNot seen by signatures of whole pictures:\n"
+    yield from (f"- {what}" for what in found["protect"]["cannot_see"])
 
 
 def front(manifest: Manifest) -> str:
@@ -84,20 +117,43 @@ def front(manifest: Manifest) -> str:
         "size_categories": [size],
         "tags": ["webdataset"],
         "configs": [{"config_name": "default", "data_files": files}],
-        "dataset_info": {"features": features(manifest.members[0])},
+        "dataset_info": {"features": features(*manifest.members)},
     }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def features(image: str) -> list[dict[str, object]]:
-    """What Hugging Face datasets need not guess: columns of the samples and their types."""
+def features(image: str, *members: str) -> list[dict[str, object]]:
+    """What Hugging Face datasets need not guess: columns of the samples and their types. members: beside the image."""
     struct = [{"name": name, **kind} for name, (kind, _) in FIELDS.items()]
+    kinds = {"seg.png": "image", "txt": "string"}
+    more: list[dict[str, object]] = [{"name": member, "dtype": kinds[member]} for member in members if member in kinds]
     return [
-        {"name": image, "dtype": "image"},
+        {"name": image, "dtype": "binary" if image == TIFF else "image"},  # many bands are no picture to Pillow
         {"name": "json", "struct": struct},
+        *more,
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
     ]
+
+
+def reading(manifest: Manifest) -> Iterable[str]:
+    """How to read it, in Python."""
+    image, *others = manifest.members
+    names = [f"`<key>.{member}`" for member in manifest.members]
+    yield f"Plain WebDataset: {', '.join(names[:-1])} and {names[-1]}; any reader of tars will do."
+    if "seg.png" in others:
+        yield "\n`seg.png`: the class of every pixel, 255 where none is given; `mask_classes` of the JSON names them."
+    if image == TIFF:
+        yield "\nThe images are TIFF of all bands, with their levels as they were."
+    yield from ("", "```python", "import webdataset", *["import rasterio"] * (image == TIFF))
+    decode = ".decode()" if image == TIFF else '.decode("pil")'
+    yield f'for sample in webdataset.WebDataset("{urls(manifest)}", shardshuffle=False){decode}:'
+    if image == TIFF:
+        yield f'    with rasterio.MemoryFile(sample["{image}"]) as memory, memory.open() as raster:'
+        yield '        levels = raster.read()  # (bands, H, W), in the order of sample["json"]["bands"]'
+    else:
+        yield f'    sample["{image}"], sample["json"]["source"]'
+    yield "```"
 
 
 def source_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:

@@ -72,10 +72,55 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)
 
+    protect = verbs.add_parser("protect", help="held-out lists of evaluation sets, which `build --protect` keeps out")
+    sign_arguments(protect.add_subparsers(dest="what", metavar="sign", required=True))
+    dedup = verbs.add_parser("dedup", help="ask a build about duplicates")
+    query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
+    manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
+    manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     gc = verbs.add_parser("gc", help="free what no build uses any more")
     gc.add_argument("work", type=Path, help="a work folder")
     gc.set_defaults(run=run_gc)
     return top
+
+
+def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sign = verbs.add_parser("sign", help="make a held-out list from a copy of an evaluation set")
+    sign.add_argument("folder", type=Path, metavar="DIR", help="folder or archive of the evaluation images")
+    sign.add_argument("-o", "--list", type=Path, required=True, metavar="LIST", help="file to write")
+    sign.add_argument(
+        "--recipe", type=Path, default=Path("opticalrs"), help="whose grid cuts tiles (default: opticalrs)"
+    )
+    sign.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
+    sign.add_argument("--manifest", help="manifest of the collection: says which of its files are images")
+    sign.add_argument("--name", default="", help="name of the data set (default: the manifest's, or the folder's)")
+    sign.add_argument("--version", dest="edition", default="", help="version of the data set")
+    sign.add_argument("--split", default="", help="split; with --manifest, only its files are signed")
+    sign.add_argument("--workers", type=whole(0), metavar="N", help="processes (default: one a core; 0: this process)")
+    sign.set_defaults(run=run_sign)
+
+
+def query_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    query = verbs.add_parser("query", help="is an image, or a window of it, in a build already?")
+    query.add_argument("out", type=Path, help="folder of a build")
+    query.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    query.add_argument("--window", metavar="LEFT,TOP,WIDTH,HEIGHT", help="this part of each image, px")
+    query.add_argument("--radius", type=whole(0, 64), metavar="BITS", help="of 64, 0 to 64 (default: the recipe's)")
+    query.set_defaults(run=run_query)
+
+
+def manifest_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    new = verbs.add_parser("new", help="write the first draft of a manifest from the files of a folder")
+    new.add_argument("folder", type=Path, metavar="DIR", help="folder or archive of the collection")
+    new.add_argument("-o", "--out", type=Path, metavar="FILE", help="file to write (default: stdout)")
+    new.add_argument("--name", default="", help="name of the collection (default: the folder's)")
+    new.add_argument(
+        "--most", type=whole(1), default=200, metavar="N", help="images whose headers are read (default: 200)"
+    )
+    new.set_defaults(run=run_manifest_new)
+    table = verbs.add_parser("table", help="print the page of all collections that are described")
+    table.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="folder of manifests (default: bundled)")
+    table.set_defaults(run=run_manifest_table)
 
 
 def recipe_arguments(verb: argparse.ArgumentParser) -> None:
@@ -84,15 +129,24 @@ def recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field: subset.count=1000"
     )
+    verb.add_argument(
+        "--protect",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="LIST",
+        help="keep out what is like this held-out list",
+    )
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """What reads an argument that is a whole number of at least `least`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads an argument that is a whole number of at least `least`, and at most `most` if that is given."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least {least}")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text}: give a whole number {wanted}")
         return int(text)
 
     return read
@@ -102,7 +156,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments name, with their changes."""
     from .recipe import Recipe, parse_changes
 
-    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    recipe = Recipe.load(args.recipe, parse_changes(args.set), protect=args.protect)
     if not args.data.exists():
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe
@@ -149,12 +203,63 @@ def run_synth(args: argparse.Namespace) -> int:
             raise DatakitError("datakit synth check needs OUT and DIR: the build, and the collection it was built from")
         wrong = synth.check(*args.dirs)
         print("\n".join(wrong) if wrong else "everything planted went for its own reason, and nothing else did")
+        crops = synth.not_covered(*args.dirs)
+        print(
+            f"not covered: {len(crops)} planted crops, which no signature of a whole picture sees: {', '.join(crops)}"
+        )
         return 1 if wrong else 0
     if len(args.dirs) != 1:
         raise DatakitError("datakit synth KIND needs one DIR")
     truth = synth.make(args.kind, args.dirs[0], args.seed)
     expected = Counter(entry["expect"] for entry in truth["files"])
     print(json.dumps({"kind": args.kind, "files": len(truth["files"]), "expected": dict(sorted(expected.items()))}))
+    return 0
+
+
+def run_sign(args: argparse.Namespace) -> int:
+    from .manifest import Collection
+    from .recipe import Recipe, find_manifest, parse_changes
+    from .run import Engine, cores
+    from .signing import held_out
+
+    recipe = Recipe.load(args.recipe, parse_changes(args.set))
+    about = Collection.load(find_manifest(args.manifest)) if args.manifest else None
+    with Engine(cores() if args.workers is None else args.workers) as engine:
+        held = held_out(args.folder, recipe, engine, about, args.name, args.edition, args.split)
+    held.save(args.list)
+    for row in held.about["unsigned"]:
+        say(f"not signed: {row['name']}: {row['why']}")
+    shown = {name: held.about[name] for name in ("name", "version", "split", "files", "images", "tiles")}
+    print(json.dumps({**shown, "unsigned": len(held.about["unsigned"]), "list": str(args.list)}))
+    return 0
+
+
+def run_query(args: argparse.Namespace) -> int:
+    from .query import Query, window_of
+
+    window = window_of(args.window) if args.window else None
+    query = Query(args.out)
+    for path in args.images:
+        for answer in query.spell(path, window, args.radius):
+            print(json.dumps(answer))
+    return 0
+
+
+def run_manifest_new(args: argparse.Namespace) -> int:
+    from .draft import draft, write
+
+    if args.out is None:
+        print(draft(args.folder, args.name, args.most), end="")
+        return 0
+    text = write(args.folder, args.out, args.name, args.most)
+    print(json.dumps({"manifest": str(args.out), "to_complete": text.count("# to complete:")}))
+    return 0
+
+
+def run_manifest_table(args: argparse.Namespace) -> int:
+    from .collections_page import page
+
+    print(page(args.folder), end="")
     return 0
 
 

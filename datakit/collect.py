@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .crowd import SAID
+from .decide import Decided
 from .errors import StageError
 from .pictures import PictureJob
 from .recipe import Recipe
@@ -33,14 +36,18 @@ class Chosen:
     left_out: Rows
     reasons: list[str]
     funnel: Funnel
+    changes: pa.Table  # what kept samples took over from exact duplicates
 
 
-def choose(recipe: Recipe, parts: list[Path]) -> Chosen:
+def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
     """Which samples of the last parts the set has, and in which order; over columns, never over records."""
     tables, part, row = [], [], []
+    gone = decided.gone()
     for n, path in enumerate(parts):
         table = pq.read_table(path, columns=PLAN)
-        stays = np.flatnonzero(pc.equal(table.column("dropped"), "").to_numpy())
+        kept = pc.equal(table.column("dropped"), "").to_numpy().copy()
+        kept[gone.get(n, [])] = False
+        stays = np.flatnonzero(kept)
         tables.append(table.take(pa.array(stays)).replace_schema_metadata(None))
         part.append(np.full(len(stays), n, np.int32))
         row.append(stays)
@@ -58,10 +65,17 @@ def choose(recipe: Recipe, parts: list[Path]) -> Chosen:
     funnel.check("subset")
     if not len(stays):
         raise StageError("nothing is left: `subset` leaves out every tile; raise its count, shares or caps")
-    return Chosen(rows.take(stays), columns.take(pa.array(stays)), rows.take(goes), reasons[goes].tolist(), funnel)
+    return Chosen(
+        rows.take(stays),
+        columns.take(pa.array(stays)),
+        rows.take(goes),
+        reasons[goes].tolist(),
+        funnel,
+        decided.changes,
+    )
 
 
-def dropped_records(parts: dict[str, list[Path]], chosen: Chosen) -> pa.Table:
+def dropped_records(parts: dict[str, list[Path]], decided: Decided, chosen: Chosen) -> pa.Table:
     """Every record that was left out, by any stage, with the stage's name; in order of source, name and window."""
     tables = []
     seen: set[Path] = set()
@@ -72,6 +86,12 @@ def dropped_records(parts: dict[str, list[Path]], chosen: Chosen) -> pa.Table:
             seen.add(path)
             table = pq.read_table(path).replace_schema_metadata(None)
             lost = table.filter(pc.not_equal(table.column("dropped"), ""))
+            tables.append(lost.append_column("stage", pa.array([stage] * lost.num_rows, pa.string())))
+    for stage, gone in decided.lost.items():
+        if gone.num_rows:
+            lost = Rows(tuple(parts["measured"]), gone.column("part").to_numpy(), gone.column("row").to_numpy()).read()
+            for name in SAID:
+                lost = lost.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), gone.column(name))
             tables.append(lost.append_column("stage", pa.array([stage] * lost.num_rows, pa.string())))
     if len(chosen.left_out):
         lost = chosen.left_out.read()
@@ -86,6 +106,7 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Path, work: Path) -> list[Sh
     splits = chosen.columns.column("split").to_numpy()
     ids = chosen.columns.column("id").to_numpy()
     names = {recipe.shards.split} if recipe.shards.split else set(splits.tolist())
+    suffixes = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
     jobs = []
     for split in sorted(names):
         members = np.arange(len(ids)) if recipe.shards.split else np.flatnonzero(splits == split)
@@ -95,10 +116,12 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Path, work: Path) -> list[Sh
             rows = chosen.rows.take(members[low:high])
             made_of = [str(p.relative_to(work)) for p in rows.parts]
             which = hashlib.blake2b(ids[members[low:high]].tobytes()).hexdigest()
-            made = digest(str(recipe.shards.VERSION), recipe.cut.encode.suffix, name, which, *made_of)
+            changes = chosen.changes.filter(pc.is_in(chosen.changes.column("id"), pa.array(ids[members[low:high]])))
+            made_of.append(json.dumps(changes.to_pylist()))
+            made = digest(str(recipe.shards.VERSION), *suffixes, name, which, *made_of)
             sidecar = work / "shards" / f"{made}.parquet"
             reach = staged_ends(chosen.columns.take(pa.array(members[low:high])))
-            jobs.append(ShardJob(name, split, recipe.cut.encode.suffix, rows, reach, sidecar, out, work))
+            jobs.append(ShardJob(name, split, suffixes, rows, changes, reach, sidecar, out, work))
     (work / "shards").mkdir(exist_ok=True)
     (work / "pictures").mkdir(exist_ok=True)
     return jobs

@@ -4,6 +4,7 @@ DatakitError
 ├── RecipeError   the YAML is wrong: names each field and the values it takes
 ├── SourceError   a collection is missing, or is not what its manifest says
 ├── StageError    a rule dropped more than it may, counts do not add up, or the disk failed
+│   └── TooManyPairs   so many records look alike that their pairs are not worth listing: names the largest cluster
 └── ShardError    what a build left is damaged: names the file and the command that rewrites it
 
 An image that cannot be read is not an error: it is a record dropped as "unreadable".
@@ -20,6 +21,9 @@ class SourceError(DatakitError): ...
 
 
 class StageError(DatakitError): ...
+
+
+class TooManyPairs(StageError): ...
 
 
 class ShardError(DatakitError): ...

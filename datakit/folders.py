@@ -15,7 +15,8 @@ from .staging import STAGED
 
 OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
-KINDS = ("list", *STEPS, "labels", "shards", "written", "pictures", "tmp")  # sub-folders of WORK that can be made again
+FOUND = ("labels", "same_place", "cnn", "decided", "shards", "written", "pictures")
+KINDS = ("list", *STEPS, *FOUND, "tmp")  # sub-folders of WORK that can be made again
 
 
 def refuse_overlap(out: Path, work: Path, roots: dict[str, Path]) -> None:

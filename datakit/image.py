@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,12 @@ import rasterio
 import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
-from pydantic import Field, field_validator
+from pydantic import Field
+from rasterio.io import MemoryFile
 
 from . import files
 from .measure import Pixels
+from .narrow import Narrow as Narrow
 from .sample import Sample, Spec
 
 WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel there, 6 while they become an array
@@ -32,9 +36,11 @@ GDAL = {
     "GDAL_CACHEMAX": 64,  # MB
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # folders of a million files
     "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",  # progressive JPEGs are held whole; `max_pixels` bounds them
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # its short cut for 8 bits takes what a cut file lacks for pixels (GDAL 3.9+)
 }
-NARROW_ROWS = 64
+STRIP_ROWS = 64  # of a TIFF tile: a reader that wants a part of it inflates no more
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "JPEG2000")  # what Pillow opens here: others start programs
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF begins with
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations
 _PILLOW_BANDS = {
     "1": "gray", "L": "gray", "LA": "gray", "La": "gray", "I": "gray", "F": "gray", "I;16": "gray", "I;16B": "gray",
@@ -59,9 +65,12 @@ class Header(NamedTuple):
 
 
 class Encode(Spec):
-    """How tiles are stored."""
+    """How tiles are stored: as 8-bit pictures, or (tiff16, png16) as the levels of the source in all of its bands.
 
-    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    tiff16: 8 or 16 bits of any number of bands, deflated, without place or date. png16: the same of one band or three.
+    """
+
+    format: Literal["jpeg", "png", "webp", "tiff16", "png16"] = "jpeg"
     quality: int = Field(90, ge=1, le=100, description="of JPEG; PNG and WebP are lossless")
     subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"
 
@@ -72,7 +81,12 @@ class Encode(Spec):
 
     @property
     def suffix(self) -> str:
-        return {"jpeg": "jpg"}.get(self.format, self.format)
+        return {"jpeg": "jpg", "tiff16": "tif", "png16": "png"}.get(self.format, self.format)
+
+    @property
+    def keeps_levels(self) -> bool:
+        """Whether tiles are stored as the source has them, not as the picture that they show."""
+        return self.format in ("tiff16", "png16")
 
     def __call__(self, picture: Image.Image) -> bytes:
         """A picture as bytes."""
@@ -85,34 +99,40 @@ class Encode(Spec):
             picture.save(out, "WEBP", lossless=True, quality=50, method=2)
         return out.getvalue()
 
+    def levels(self, levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
+        """Levels of bands, (H, W, bands) uint8 or uint16, as bytes."""
+        return tiff_of(levels, bands == COLOURS) if self.format == "tiff16" else png_of(levels)
 
-class Narrow(Spec):
-    """How 16-bit or many-band data becomes 8-bit red, green, blue: levels from..to of three bands, linearly.
 
-    8-bit data of many bands keeps its levels and gives those three bands; 8-bit red, green, blue stays as it is.
+def tiff_of(levels: NDArray[Any], colours: bool) -> bytes:
+    """(H, W, bands) uint8 or uint16 as a plain TIFF, the same bytes each time. colours: they are red, green, blue.
+
+    Deflate and differences between neighbours are what any reader of TIFF knows, which is not so of zstd.
     """
+    height, width, count = levels.shape
+    how = {"compress": "deflate", "predictor": 2, "interleave": "pixel", "blockysize": min(STRIP_ROWS, height)}
+    shape = {"width": width, "height": height, "count": count, "dtype": levels.dtype.name}
+    photometric = "rgb" if colours else "minisblack"
+    with MemoryFile() as memory:
+        with memory.open(driver="GTiff", profile="baseline", photometric=photometric, **shape, **how) as raster:
+            raster.write(np.ascontiguousarray(np.moveaxis(levels, -1, 0)))
+        return bytes(memory.read())
 
-    bands: tuple[str, str, str] = Field(description="names of the bands shown as red, green and blue")
-    range: tuple[float, float] = Field(description="levels that become 0 and 255")
 
-    @field_validator("range")
-    @classmethod
-    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not value[0] < value[1]:
-            raise ValueError(f"{list(value)}: the first level must be below the second")
-        return value
+def png_of(levels: NDArray[Any]) -> bytes:
+    """(H, W, 1 or 3) uint8 or uint16 as PNG (W3C, 3rd edition), the same bytes each time.
 
-    def fits(self, bands: tuple[str, ...]) -> bool:
-        return set(self.bands) <= set(bands)
-
-    def __call__(self, levels: NDArray[Any]) -> Pixels:
-        """(H, W, 3) of any type -> (H, W, 3) uint8, rounded half up."""
-        low, high = self.range
-        shown = np.empty(levels.shape, np.uint8)
-        for y in range(0, len(levels), NARROW_ROWS):  # a double is 8 bytes: a few rows at a time
-            scaled = (levels[y : y + NARROW_ROWS].astype(np.float64) - low) * (255.0 / (high - low)) + 0.5
-            shown[y : y + NARROW_ROWS] = np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)
-        return shown
+    By hand, since Pillow writes no colours of 16 bits. All rows have the filter Up: for aerial pictures of 16 bits it
+    comes within 3 % of the size that libpng's choice of a filter for each row gives, in two thirds of its time.
+    """
+    height, width, count = levels.shape
+    rows = np.ascontiguousarray(levels).astype(f">u{levels.dtype.itemsize}").view(np.uint8).reshape(height, -1)
+    filtered = np.full((height, 1 + rows.shape[1]), 2, np.uint8)  # each row begins with the number of its filter
+    filtered[0, 1:], filtered[1:, 1:] = rows[0], rows[1:] - rows[:-1]
+    header = struct.pack(">2I5B", width, height, levels.dtype.itemsize * 8, 2 if count == 3 else 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.data, 6)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 @contextmanager
@@ -186,7 +206,20 @@ def decode(data: bytes) -> Pixels:
 
 
 def preview(data: bytes, side_px: int) -> bytes | None:
-    """A small JPEG of an encoded image, at most side_px on a side; None where it cannot be read."""
+    """A small JPEG of an encoded tile, at most side_px on a side; None where it cannot be read.
+
+    TIFF, and PNG of 16 bits, are shown by their first three bands, stretched.
+    """
+    if data[:4] not in TIFF and (data[:4] != b"\x89PNG" or data[24:25] != b"\x10"):
+        return _shrunk(data, side_px)
+    try:
+        with quiet(), MemoryFile(data) as memory, memory.open() as raster:
+            return drawn(raster, side_px, stretch=raster.dtypes[0] != "uint8")
+    except Exception:  # whatever is wrong with it: it is dropped already, with its reason
+        return None
+
+
+def _shrunk(data: bytes, side_px: int) -> bytes | None:
     try:
         with quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             picture.draft("RGB", (side_px * 2, side_px * 2))
@@ -195,7 +228,7 @@ def preview(data: bytes, side_px: int) -> bytes | None:
             small = ImageOps.exif_transpose(picture).convert("RGB")
             small.thumbnail((side_px, side_px))
             return Encode(quality=80)(small)
-    except Exception:  # whatever is wrong with it: it is dropped already, with its reason
+    except Exception:  # as above
         return None
 
 
@@ -203,20 +236,25 @@ def preview_of(root: Path, sample: Sample, scratch: Path, side_px: int) -> bytes
     """A small JPEG of a source image of any type and bands (the first three, stretched); None where it has none."""
     try:
         if sample.format != "GTiff":
-            return preview(files.read(root, sample), side_px) if sample.file_bytes <= files.SMALL_BYTES else None
+            return _shrunk(files.read(root, sample), side_px) if sample.file_bytes <= files.SMALL_BYTES else None
         with quiet(), files.local(root, sample, scratch) as name, rasterio.open(name) as raster:
-            scale = min(side_px / max(raster.width, raster.height), 1.0)
-            shape = (max(round(raster.height * scale), 1), max(round(raster.width * scale), 1))
-            count = min(raster.count, 3) if raster.count != 2 else 1
-            levels = np.moveaxis(raster.read(list(range(1, count + 1)), out_shape=(count, *shape)), 0, -1)
-        levels = np.nan_to_num(levels.astype(np.float64))
-        if sample.dtype != "uint8":
-            low, high = float(levels.min()), float(levels.max())
-            levels = (levels - low) * (255.0 / max(high - low, 1e-9))
-        shown = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
-        return Encode(quality=80)(Image.fromarray(shown if count == 3 else shown[:, :, 0]).convert("RGB"))
+            return drawn(raster, side_px, stretch=sample.dtype != "uint8")
     except Exception:  # as above
         return None
+
+
+def drawn(raster: Any, side_px: int, stretch: bool) -> bytes:
+    """A small JPEG of the first three bands of a raster; stretch: from the lowest level to the highest."""
+    scale = min(side_px / max(raster.width, raster.height), 1.0)
+    shape = (max(round(raster.height * scale), 1), max(round(raster.width * scale), 1))
+    count = min(raster.count, 3) if raster.count != 2 else 1
+    levels = np.moveaxis(raster.read(list(range(1, count + 1)), out_shape=(count, *shape)), 0, -1)
+    levels = np.nan_to_num(levels.astype(np.float64))
+    if stretch:
+        low, high = float(levels.min()), float(levels.max())
+        levels = (levels - low) * (255.0 / max(high - low, 1e-9))
+    shown = np.clip(levels + 0.5, 0, 255).astype(np.uint8)
+    return Encode(quality=80)(Image.fromarray(shown if count == 3 else shown[:, :, 0]).convert("RGB"))
 
 
 def versions() -> dict[str, str]:

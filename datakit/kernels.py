@@ -6,6 +6,9 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 GRACE_PX = 8  # a JPEG block
 PLAIN = 2  # levels from 0 or 255 that are black or white all the same
@@ -239,3 +242,56 @@ def collar_down(rows, collar, runs, tolerance, first):  # type: ignore[no-untype
             runs[1, x] += 1
             runs[2, x] += 1 if fill(r, g, b, PLAIN) else 0
     return found
+
+
+def _eight(context: Any, builder: Any, kind: Any, array: Any, position: Any) -> Any:
+    """array[position : position + 8] as an LLVM vector; no bounds check."""
+    place = builder.gep(context.make_array(kind)(context, builder, array).data, [position])
+    return builder.load(builder.bitcast(place, ir.VectorType(ir.IntType(64), 8).as_pointer()), align=8)
+
+
+def _apart(builder: Any, eight: Any, value: Any) -> Any:
+    """By how many bits each of eight differs from a value."""
+    one = builder.insert_element(ir.Constant(eight.type, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    same = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
+    kind = ir.FunctionType(eight.type, [eight.type])
+    count = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v8i64")
+    return builder.call(count, [builder.xor(eight, same)])
+
+
+def _within(builder: Any, apart: Any, radius: Any) -> Any:
+    limit = builder.insert_element(ir.Constant(apart.type, ir.Undefined), radius, ir.Constant(ir.IntType(32), 0))
+    limits = builder.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
+    near = builder.icmp_unsigned("<=", apart, limits)
+    return builder.zext(builder.bitcast(near, ir.IntType(8)), ir.IntType(64))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def near8(_context: Any, array: Any, _position: Any, _value: Any, _radius: Any) -> Any:
+    """Which of array[position : position + 8] are within `radius` bits of `value`: one bit each, the first lowest.
+
+    Written as LLVM vectors: numba's own loop over 8 stays scalar, at 0.48 ns a comparison, not 0.08. No bounds check.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        eight = _eight(context, builder, signature.args[0], args[0], args[1])
+        return _within(builder, _apart(builder, eight, args[2]), args[3])
+
+    return types.int64(array, types.int64, types.uint64, types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def near64(_context: Any, one: Any, _i: Any, other: Any, _j: Any, _radius: Any) -> Any:
+    """Whether any of one[i : i + 8] is within `radius` bits of any of other[j : j + 8]: not 0. No bounds check."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = _eight(context, builder, signature.args[0], args[0], args[1])
+        eight = _eight(context, builder, signature.args[2], args[2], args[3])
+        least = None
+        for lane in range(8):
+            row = builder.extract_element(rows, ir.Constant(ir.IntType(32), lane))
+            apart = _apart(builder, eight, row)
+            least = apart if least is None else builder.select(builder.icmp_unsigned("<", apart, least), apart, least)
+        return _within(builder, least, args[4])
+
+    return types.int64(one, types.int64, other, types.int64, types.uint64), build

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from . import __version__, card, image, index
 from .collect import Chosen
+from .decide import STAGES, Decided
 from .errors import StageError
 from .manifest import Count, Manifest, Shard, SourceLeft
 from .pictures import SCHEMA as PICTURES
@@ -31,7 +32,10 @@ from .sample import digest
 from .stages.shards import PARTIAL, ShardJob, notes_of, partial_path, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
-NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits"]
+NOT_LEFT += ["mask", "mask_bytes"]
+NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits", "turned"]
+NOTES = tuple(f"{stage}.json" for stage in STAGES)
+REPORTED = "duplicates.parquet"
 TIMINGS = "timings.json"
 BEFORE = f"{PARTIAL}/before.json"  # the manifest of the build that is being replaced
 
@@ -55,16 +59,17 @@ class Story:
 
 
 def finish(
-    story: Story, chosen: Chosen, jobs: list[ShardJob], dropped: pa.Table, pictures: list[PictureJob]
+    story: Story, chosen: Chosen, decided: Decided, jobs: list[ShardJob], dropped: pa.Table, pictures: list[PictureJob]
 ) -> Manifest:
     """Write the tables, the index and the card, then the manifest; remove what an earlier build left besides."""
     out, recipe = story.out, story.recipe
     shards = [written_shard(job) for job in jobs]
     for name in story.shards_before - {s.name for s in shards}:
         (out / name).unlink(missing_ok=True)
-    members = (recipe.cut.encode.suffix, "json")
+    members = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
     write_samples(jobs, out, members)
     put(out, "dropped.parquet", lambda path: write_table(dropped.drop_columns(NOT_LEFT), path))
+    notes = write_notes(decided, out)
     small = [pq.read_table(job.path) for job in pictures]
     table = pa.concat_tables(small) if small else PICTURES.empty_table()
     put(out, "pictures.parquet", lambda path: write_table(table, path))
@@ -82,11 +87,11 @@ def finish(
         counts=tuple(counts(story.funnels)),
         files={},
     )
-    put(out, "README.md", lambda path: path.write_text(card.text(manifest), encoding="utf-8"))
-    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet")
+    put_text(out, "README.md", card.text(manifest, decided.about))
+    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes)
     manifest = manifest.model_copy(update={"files": {name: sha256(out / name) for name in names}})
-    put(out, TIMINGS, lambda path: path.write_text(timings(story)))
-    put(out, "manifest.json", lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
+    put_text(out, TIMINGS, timings(story))
+    put_text(out, "manifest.json", manifest.to_json())
     shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return manifest
 
@@ -140,6 +145,19 @@ def write_samples(jobs: list[ShardJob], out: Path, members: tuple[str, ...]) -> 
     put(out, "index.arrow", lambda path: index.write(pa.concat_tables(rows), path, shards))
 
 
+def write_notes(decided: Decided, out: Path) -> list[str]:
+    """The certificate, what dedup found, and the duplicates that it only counted; gives the names of the files."""
+    notes = {f"{stage}.json": json.dumps(about, indent=1) + "\n" for stage, about in decided.about.items()}
+    for name, text in notes.items():
+        put_text(out, name, text)
+    reported = decided.reported
+    if reported is not None:
+        put(out, REPORTED, lambda path: write_table(reported.drop_columns(["part", "row"]).sort_by("key"), path))
+    for name in {*NOTES, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
+        (out / name).unlink(missing_ok=True)  # of an earlier build
+    return [*notes, *([REPORTED] if reported is not None else [])]
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
@@ -150,6 +168,10 @@ def put(out: Path, name: str, write: Callable[[Path], Any]) -> None:
     write(temporary)
     sync(temporary)
     temporary.replace(out / name)
+
+
+def put_text(out: Path, name: str, text: str) -> None:
+    put(out, name, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def sources_left(story: Story, chosen: Chosen) -> list[SourceLeft]:
@@ -249,6 +271,7 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     plain: dict[str, Any] = recipe.model_dump(mode="json")
     for source in plain["sources"]:
         source["path"] = Path(source["path"]).name if Path(source["path"]).is_absolute() else source["path"]
+    plain["protect"]["lists"] = [Path(path).name for path in plain["protect"]["lists"]]
     for rule in plain["exclude"]["rules"]:
         if "file" in rule:
             rule["file"] = Path(rule["file"]).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from . import run
 from .files import File
 from .run import Funnel
-from .sample import Sample, digest, to_table
+from .sample import SCHEMA, Sample, digest, to_table
 from .sources import folder
 from .sources.scan import Source, label_table, listing
 
@@ -28,6 +29,7 @@ class Listed:
     parts: list[Path]
     labels: str
     funnel: Funnel
+    images: frozenset[str]  # file names, without folders
 
 
 def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
@@ -40,10 +42,13 @@ def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
     return list(folder.files(root, skip))
 
 
-def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
-    """List a source; its parts lie in work/list. The folder that it lies in is part of what it is."""
+def list_source(source: Source, root: Path, work: Path, out: Path, elsewhere: Container[str] = ()) -> Listed:
+    """List a source; its parts lie in work/list. The folder that it lies in is part of what it is.
+
+    elsewhere: file names of images that are read in another source that has the same images.
+    """
     found = find_files(source, root, work, out)
-    records = list(listing(source, found))
+    records = list(listing(source, found, elsewhere))
     place = digest(str(root.resolve()), str(source.subfolder))
     home = work / "list" / f"{source.name}-{place}"
     home.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
         for number, group in groupby(by_part, key=lambda r: entered[r.name]):
             rows = list(group)
             text = json.dumps([[r.name, r.path, r.stamp, r.file_bytes, r.offset, r.packing, r.dropped] for r in rows])
-            path = home / f"{source.name}-{place[:8]}_{number:05d}-{digest(place, text)}.parquet"
+            path = home / f"{source.name}-{place[:8]}_{number:05d}-{digest(place, text, *SCHEMA.names)}.parquet"
             if not path.exists():
                 table = to_table(rows)
                 run.write_part(table, path, aside, run.funnel_of(table, table))
@@ -71,7 +76,8 @@ def list_source(source: Source, root: Path, work: Path, out: Path) -> Listed:
         (work / "labels").mkdir(exist_ok=True)
         if not (work / "labels" / f"{labels_digest}.parquet").exists():
             run.commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)
-    return Listed(parts, labels_digest, funnel)
+    images = frozenset(r.name.rpartition("/")[2] for r in records if not r.dropped)
+    return Listed(parts, labels_digest, funnel, images)
 
 
 def membership(home: Path) -> dict[str, int]:

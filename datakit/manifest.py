@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
-from .errors import RecipeError, ShardError
+from .errors import ShardError
 from .sample import Spec
+from .validate import load_yaml, wrong_fields
 
 
 def _is_glob(glob: str) -> str:
@@ -56,7 +55,89 @@ class CocoJson(Spec):
     images: str = Field("", description="folder within the collection that file_name is relative to")
 
 
-Labels = Annotated[ClassFolders | DotaText | VocXml | CocoJson, Field(discriminator="kind")]
+class GeoJson(Spec):
+    """GeoJSON: one file an image, or (with `image`) one file for many.
+
+    coordinates: map: of the file's own CRS, WGS 84 where it names none (RFC 7946); pixel: x, y in px of the image.
+    """
+
+    kind: Literal["geojson"] = "geojson"
+    path: str
+    coordinates: Literal["map", "pixel"] = "map"
+    image: str = Field("", description="property that names the image's file; empty: the path tells it")
+    images: str = Field("", description="with `image`: folder within the collection that the names are relative to")
+    bounds: str = Field("", description="property with xmin,ymin,xmax,ymax in px, used instead of the geometry")
+    category: str = Field("", description="property that gives the class")
+    categories: dict[str, str] = Field({}, description="class names of the property's values, where they are codes")
+    default: str = Field("object", description="class where the property is absent")
+
+
+class MaskRaster(Spec):
+    """One raster an image, of the image's size, whose levels (or colours) are classes; it becomes `seg.png`."""
+
+    kind: Literal["mask"] = "mask"
+    path: str
+    classes: dict[int, str] = Field({}, description="names of the classes by level in seg.png")
+    colours: dict[int, tuple[int, int, int]] = Field({}, description="level in seg.png by colour, of colour masks")
+    ignore: tuple[int, ...] = Field((), description="levels of the raster that mean no label: 255 in seg.png")
+
+    @field_validator("colours")
+    @classmethod
+    def _colours_differ(cls, colours: dict[int, tuple[int, int, int]]) -> dict[int, tuple[int, int, int]]:
+        if len(set(colours.values())) < len(colours):
+            raise ValueError("two levels have the same colour")
+        return colours
+
+
+class MaskSource(Spec):
+    """Where the mask of one image lies and what its levels mean: what a record's `mask` holds as JSON."""
+
+    file: dict[str, Any]  # the fields of a `files.File`
+    source: str = ""  # whose folder it lies in, if it is not the image's own source
+    ignore: tuple[int, ...] = ()
+    classes: dict[int, str] = {}
+    colours: dict[int, tuple[int, int, int]] = {}  # by level
+
+    def to_json(self) -> str:
+        """JSON {file, levels: null (levels stay as they are), colours: {"r,g,b": level} or null, ignore, classes}."""
+        by_colour = {",".join(map(str, colour)): level for level, colour in self.colours.items()}
+        rest = {"source": self.source, "ignore": self.ignore, "classes": self.classes}
+        return json.dumps({"file": self.file, "levels": None, "colours": by_colour or None, **rest})
+
+    @classmethod
+    def from_json(cls, text: str) -> MaskSource:
+        """What `to_json` wrote."""
+        try:
+            plain = json.loads(text)
+            if plain.pop("levels") is not None:
+                raise ValueError("levels: expected null")
+            by_colour = plain.pop("colours") or {}
+            colours = {level: tuple(map(int, colour.split(","))) for colour, level in by_colour.items()}
+            return cls(colours=colours, **plain)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            keys = "file, levels, colours, ignore, classes"
+            raise ShardError(f"expected the JSON of a mask with {keys}, found {text!r:.80}: {exc}") from None
+
+
+class FmowJson(Spec):
+    """fMoW's JSON beside each image: category and box, gsd in metres, timestamp."""
+
+    kind: Literal["fmow"] = "fmow"
+    path: str = "{dir}/{stem}.json"
+
+
+class Captions(Spec):
+    """RSICD's JSON for many images: `images` with `filename` and `sentences` (`raw`)."""
+
+    kind: Literal["captions"] = "captions"
+    path: str = Field(description="the JSON file, within the collection")
+    images: str = Field("", description="folder within the collection that filename is relative to")
+
+
+Labels = Annotated[
+    ClassFolders | DotaText | VocXml | CocoJson | GeoJson | MaskRaster | FmowJson | Captions,
+    Field(discriminator="kind"),
+]
 
 
 class Layout(Spec):
@@ -88,6 +169,7 @@ class Split(Spec):
 
     images: tuple[Glob, ...] = ()
     count: int | None = Field(None, ge=0)
+    bytes: int | None = Field(None, ge=0, description="of its files, as published")
 
 
 class Collection(Spec):
@@ -108,12 +190,36 @@ class Collection(Spec):
     layout: Layout
     splits: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Split] = {}
     count: int | None = Field(None, ge=0, description="images in all, as published")
+    versions: dict[str, dict[str, int]] = Field(
+        {}, description='counts of other published versions, by split; "all" is the total'
+    )
     role: Literal["pretrain", "evaluation"] = "pretrain"
+    acquisition: re.Pattern[str] | None = Field(
+        None, description="of a name; its group is the same for the products of one acquisition, here and in its twins"
+    )
+    place: re.Pattern[str] | None = Field(
+        None, description="of a name; its group is the same for pictures of one place at several dates"
+    )
     same_images_as: tuple[str, ...] = ()
     derived_from: tuple[str, ...] = ()
     twin_of: tuple[str, ...] = ()
     facts: dict[str, str] = {}
     note: str = ""
+
+    @field_validator("acquisition", "place")
+    @classmethod
+    def _has_one_group(cls, pattern: re.Pattern[str] | None) -> re.Pattern[str] | None:
+        if pattern is None or pattern.groups == 1:
+            return pattern
+        raise ValueError(f"{pattern.pattern} must have one group, around what is the same")
+
+    def names_of(self, name: str) -> list[str]:
+        """Names that an image of another collection with the same images may have here: in the folders of the globs."""
+        file = name.rpartition("/")[2]
+        places = [glob.rpartition("/")[::2] for glob in self.layout.images]
+        fixed = [f"{folder}/{file}".lstrip("/") for folder, last in places if not re.search(r"[*?\[]", folder)]
+        likely = [each for each in dict.fromkeys(fixed) if self.layout.kind(each) == "image"]
+        return [*likely, *([name] if name not in likely else [])]
 
     def split_of(self, name: str) -> str:
         """The split that an image is in by its name, or ""."""
@@ -204,64 +310,6 @@ class Manifest(Spec):
         except ValueError as exc:
             wrong = "; ".join(wrong_fields(cls, exc).values()) if isinstance(exc, ValidationError) else str(exc)
             raise ShardError(f"{path}: not a whole manifest ({wrong}). Build the set again to rewrite it") from None
-
-
-S = TypeVar("S", bound=Spec)
-
-
-def read_yaml(path: Path) -> Any:
-    """Plain data from a YAML file, or RecipeError."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise RecipeError(f"{path}: {exc.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise RecipeError(f"{path}: not YAML: {exc}") from None
-
-
-def load_yaml(kind: type[S], path: Path) -> S:
-    """A spec from a YAML file, or RecipeError with every field that is wrong."""
-    return validate(kind, read_yaml(path), str(path))
-
-
-def validate(kind: type[S], plain: object, where: str) -> S:
-    """A spec from plain data, or RecipeError with every field that is wrong."""
-    try:
-        return kind.model_validate(plain)
-    except ValidationError as exc:
-        wrong = [f"  {line}" for line in wrong_fields(kind, exc).values()]
-        raise RecipeError("\n".join([f"{where}: {len(wrong)} wrong", *wrong])) from None
-
-
-def wrong_fields(kind: type[BaseModel], exc: ValidationError) -> dict[tuple[int | str, ...], str]:
-    """A line for each wrong field by its place: where, what is allowed, and what was given."""
-    lines = {}
-    for error in exc.errors():
-        where, what = error["loc"], error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            allowed = sorted({name for model in _models(kind, where[:-1]) for name in model.model_fields})
-            what = f"no such key; allowed: {', '.join(allowed)}"
-        elif isinstance(error["input"], str | int | float):
-            what += f", not {error['input']!r:.60}"
-        lines[where] = f"{'.'.join(map(str, where)) or 'whole file'}: {what}"
-    # A list whose entries are wrong counts as empty to pydantic: only what is wrong inside is told.
-    inside = {at[:n] for at in lines for n in range(len(at))}
-    return {at: line for at, line in lines.items() if at not in inside}
-
-
-def _models(kind: Any, way: tuple[int | str, ...]) -> Iterator[type[BaseModel]]:
-    """The models that lie at `way`, as pydantic gives the place of an error, below a type."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if not way:
-            yield kind
-        elif way[0] in kind.model_fields:
-            yield from _models(kind.model_fields[str(way[0])].annotation, way[1:])
-        elif any(way[0] in get_args(field.annotation) for field in kind.model_fields.values()):
-            yield from _models(kind, way[1:])  # the tag that told this one of several models
-        return
-    inside = way[1:] if way and getattr(kind, "__origin__", None) in (tuple, list, dict) else way
-    for part in get_args(kind):
-        yield from _models(part, inside)
 
 
 def _any_matches(globs: tuple[str, ...], name: str) -> bool:

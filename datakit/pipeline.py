@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import collect, files, image, leave, listing, run, staging
+from .decide import Decided, Decider
 from .errors import SourceError, StageError
 from .folders import OURS, STEPS, claim, locked, refuse_overlap, writing
 from .leave import BEFORE
@@ -19,8 +19,9 @@ from .pictures import draw, picture_jobs
 from .recipe import Recipe
 from .run import Done, Engine, Funnel, Job
 from .sample import Stage, digest
-from .sources.scan import Scan
+from .sources.scan import Labels, Scan, Source
 from .stages.exclude import check_shares
+from .stages.protect import NO_LIST
 from .stages.shards import PARTIAL, ShardJob, note_of, write_shard, written
 from .staging import STAGED
 
@@ -37,10 +38,10 @@ class Build(leave.Story):
 
     def run(self, free: bool) -> Manifest:
         """Everything, in order. What is on disk already is not done again."""
+        self.warn()
         parts = {"list": self.list_sources()}
         for before, step in zip(("list", *STEPS), STEPS, strict=False):
             parts[step] = self.name_parts(step, parts[before])
-        # `same_place`, `protect` and `dedup` will stand here, over the columns of the last parts.
         uses = [p for paths in parts.values() for p in paths]
         uses += [self.work / "labels" / f"{name}.parquet" for name in self.labels.values()]
         leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=False)
@@ -49,9 +50,11 @@ class Build(leave.Story):
             self.check_chain(before, step)
         if not +self.funnels["measured"].made:
             raise StageError(nothing_left(self.funnels))
-        chosen = collect.choose(self.recipe, parts["measured"])
+        decided = self.decide(parts["measured"])
+        uses += decided.paths
+        chosen = collect.choose(self.recipe, parts["measured"], decided)
         self.funnels["subset"] = chosen.funnel
-        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, chosen)
+        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with run.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
@@ -68,17 +71,21 @@ class Build(leave.Story):
                     self.progress("pictures", n, len(waiting))
             self.write_shards(unwritten, free, parts["cut"])
         with self.timed("index"):
-            return leave.finish(self, chosen, jobs, dropped, pictures)
+            return leave.finish(self, chosen, decided, jobs, dropped, pictures)
 
     def list_sources(self) -> list[Path]:
         """The files of every source, in parts; a file stays in the part that it first entered."""
         found: list[Path] = []
+        images: dict[str, frozenset[str]] = {}
         self.funnels["list"] = Funnel()
         with self.timed("list"):
             for source in self.recipe.sources:
                 if source.name not in self.roots:
                     continue
-                listed = listing.list_source(source, self.roots[source.name], self.work, self.out)
+                main = self.same_images(source)
+                elsewhere = images[main.name] if main else frozenset()
+                listed = listing.list_source(source, self.roots[source.name], self.work, self.out, elsewhere)
+                images[source.name] = listed.images | elsewhere
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
                 found += listed.parts
@@ -100,7 +107,21 @@ class Build(leave.Story):
         }
         if step != "scan":
             return stages[step]
-        return Scan(source=next(s for s in recipe.sources if s.name == source), labels=self.labels[source])
+        there = [s for s in recipe.sources if s.name in self.roots]
+        mine = next(s for s in there if s.name == source)
+        others = [s for s in there if self.same_images(s) == mine]
+        also = tuple(Labels(source=s, labels=self.labels[s.name]) for s in others)
+        return Scan(source=mine, labels=self.labels[source], also=also)
+
+    def same_images(self, source: Source) -> Source | None:
+        """The source before this one whose images are the same: they are read there, and its labels joined."""
+        for other in self.recipe.sources:
+            if other == source:
+                return None
+            related = source.collection.name in other.collection.same_images_as
+            if other.name in self.roots and (related or other.collection.name in source.collection.same_images_as):
+                return other
+        return None
 
     def name_parts(self, step: str, before: list[Path]) -> list[Path]:
         """Where the parts of a step lie: a name says the stage, its version, the libraries, and the part before."""
@@ -167,6 +188,30 @@ class Build(leave.Story):
     @staticmethod
     def passed(before: Funnel) -> Funnel:
         return Funnel(Counter(before.made), Counter(before.made), Counter(before.made))
+
+    def decide(self, parts: list[Path]) -> Decided:
+        """What goes because of what others look like, over the columns of the last parts."""
+        with self.timed("decide"), run.aside(self.work) as aside:
+            engine_map, say = self.engine.map, self.say
+            decider = Decider(self.recipe, parts, self.roots, self.work, aside, engine_map, say, self.counts)
+            decided = decider(+self.funnels["measured"].made)
+        for stage, funnel in decided.funnels.items():
+            funnel.check(stage)
+            self.funnels[stage] = funnel
+        last = list(self.funnels.values())[-1]
+        if not +last.made:
+            raise StageError(nothing_left(self.funnels))
+        return decided
+
+    def warn(self) -> None:
+        """What a held-out list cannot do for this build, or that there is none; RecipeError where it cannot be read."""
+        grid = self.recipe.slice.model_dump(mode="json") if self.recipe.slice else None
+        for held in self.recipe.protect.read():
+            if held.about["grid"] not in (None, grid):
+                what = f"tiles of {held.who} were cut on another grid than this recipe's"
+                self.say(f"warning: {what}: sign it with --recipe, else whole images alone are compared")
+        if not self.recipe.protect.lists:
+            self.say(f"warning: {NO_LIST}: `datakit protect sign` makes a list of one, --protect LIST compares with it")
 
     def restage(self, parts: dict[str, list[Path]], needed: dict[str, int]) -> None:
         """Cut the parts again whose staged bytes were freed but are needed after all."""
@@ -246,7 +291,7 @@ def build(
     claim(work, (OURS,), "--work")
     (out / PARTIAL).mkdir(exist_ok=True)
     (work / OURS).touch()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = run.cores() if workers is None else workers
     with locked(work, alone=free), writing(out), Engine(workers) as engine:
         run.sweep(work)
         before = leave.shards_before(recipe, out, work)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -23,15 +25,21 @@ Transform = tuple[float, ...]  # 6: x = a col + b row + c, y = d col + e row + f
 Footprint = tuple[float, ...]  # lon, lat of the corners: top left, top right, bottom right, bottom left; or empty
 
 
-def shifted(sample: Sample, window: Window) -> tuple[tuple[float, ...] | None, str]:
-    """Transform and GCPs of a window of an image: the same ground for the same pixel, exactly."""
+def shifted(sample: Sample, window: Window, scale: float = 1.0) -> tuple[tuple[float, ...] | None, str]:
+    """Transform and GCPs of a window of an image: the same ground for the same pixel, exactly.
+
+    scale: px of the image that a px of the window spans; the window is in px of the image so reduced.
+    """
     transform, gcps = sample.transform, sample.gcps
     if transform:
         a, b, c, d, e, f = transform
+        a, b, d, e = a * scale, b * scale, d * scale, e * scale
         transform = (a, b, c + a * window.left + b * window.top, d, e, f + d * window.left + e * window.top)
     if gcps:
-        points = [[col - window.left, row - window.top, *rest] for col, row, *rest in json.loads(gcps)]
-        gcps = json.dumps(points)
+        points = json.loads(gcps)
+        if scale != 1:
+            points = [[col / scale, row / scale, *rest] for col, row, *rest in points]
+        gcps = json.dumps([[col - window.left, row - window.top, *rest] for col, row, *rest in points])
     return transform, gcps
 
 
@@ -67,6 +75,26 @@ def gsd_m(sample: Sample) -> float | None:
     (ax, ay), (bx, by) = (((_turn(x - lon)) * east, (y - lat) * north) for x, y in others)
     area = abs(ax * by - ay * bx)
     return math.sqrt(area) if area > 0 else None
+
+
+def mapped(source: str, target: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points of one CRS in another, both (n, 2); NaN where a point is outside of a projection's domain."""
+    if source == target or not len(points):
+        return points
+    known = _crs(source) is not None and _crs(target) is not None
+    moved = _warped(source, target, points.tolist()) if known else None
+    if moved is None and known and len(points) > 1:  # one point outside spoils a whole call
+        half = len(points) // 2
+        return np.concatenate([mapped(source, target, points[:half]), mapped(source, target, points[half:])])
+    out = np.array(moved, np.float64) if moved is not None else np.full(points.shape, np.nan)
+    out[~np.isfinite(out).all(axis=1)] = np.nan
+    return out
+
+
+def whole_turn(crs: str) -> float:
+    """What 360 degrees of longitude are in the units of a geographic CRS; 0 for any other."""
+    known = _crs(crs)
+    return 2 * math.pi / float(known.units_factor[1]) if known is not None and known.is_geographic else 0.0
 
 
 def _metres_per_degree(latitude: float) -> tuple[float, float]:
@@ -122,13 +150,16 @@ def _crs(text: str) -> Any:
 
 def _to_wgs84(crs: str, points: list[tuple[float, float]]) -> list[tuple[float, float]] | None:
     """Points in lon, lat; None where one of them is outside of the projection's domain."""
-    if _crs(crs) is None:
-        return None
+    return None if _crs(crs) is None else _warped(crs, "EPSG:4326", points)
+
+
+def _warped(source: str, target: str, points: Sequence[Sequence[float]]) -> list[tuple[float, float]] | None:
+    """Points of one CRS, which PROJ knows, in another; None where one of them is outside of a projection's domain."""
     try:
-        lons, lats = warp(_crs(crs), _crs("EPSG:4326"), [x for x, _ in points], [y for _, y in points])
+        xs, ys = warp(_crs(source), _crs(target), [x for x, _ in points], [y for _, y in points])
     except (RasterioError, CPLE_BaseError, CRSError):
         return None
-    return list(zip(lons, lats, strict=True))
+    return list(zip(xs, ys, strict=True))
 
 
 def _closed(lonlat: list[tuple[float, float]]) -> Footprint:

@@ -6,8 +6,9 @@ import inspect
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,16 +19,18 @@ import pyarrow.parquet as pq
 
 from . import files
 from .errors import SourceError
-from .listing import find_files
+from .ondisk import OnDisk, Watch, find, lines, size, unpacked_by
 from .recipe import Recipe
 from .run import funnel_of, kept_rows
 from .sample import Part, Sample, Spec, from_table, mix64, to_table
 from .sources.scan import Scan, Source, label_table, listing
+from .stages.protect import NO_LIST
 from .tables import aligned
 
-BYTES_PER_PX = {"jpeg": 0.4, "png": 2.2, "webp": 1.6}  # of aerial tiles; jpeg at quality 90
+BYTES_PER_PX = {"jpeg": 0.4, "png": 2.2, "webp": 1.6, "png16": 4.5, "tiff16": 4.5}  # of 3 bands; jpeg at quality 90
 RECORD_BYTES = 3000  # a tile's records in the work folder
 SAMPLE_BYTES = 3300  # headers, padding and JSON of a sample in its shard, and its rows in the tables
+BATCH = 4096  # records that are ranked at once
 SIDES_PX = (64, 128, 256, 512, 513, 1025)  # lower ends of the bins of the histogram
 
 
@@ -43,6 +46,7 @@ class Expected:
     not_images: Counter[str] = field(default_factory=Counter)  # by reason, of all files
     dropped: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
+    there: OnDisk = field(default_factory=OnDisk)
 
     @property
     def scale(self) -> float:
@@ -86,34 +90,66 @@ def check(
         yield f"no image in {source.name}: its layout looks for {', '.join(source.collection.layout.images)}"
     if empty:
         yield ""
+    if expected:
+        yield from ("on disk, beside what the manifests say:", *beside(recipe, expected), "")
     yield from (*stages(recipe), "", *outlook(recipe, expected))
     if missing and not allow_missing:
         names = ", ".join(source.name for source in missing)
         raise SourceError(f"not on disk: {names}. Fetch them, correct --data, or leave them out with --allow-missing")
+    may_be_read(expected)
     if len(empty) == len(expected):
         raise SourceError(f"no source of {recipe.name} has any image: nothing to build. Correct --data or the layout")
 
 
+def may_be_read(expected: dict[str, Expected]) -> None:
+    """SourceError, as a build raises it, if archives cannot be read in place."""
+    for name, e in expected.items():
+        for path in e.there.closed:
+            todo = f"Run `{unpacked_by(path)}` on it, then move it away, or name it in the layout's `ignore`"
+            raise SourceError(f"{name}: {path}: cannot be read in place. {todo}")
+
+
 def look(recipe: Recipe, source: Source, root: Path, most: int) -> Expected:
     """What the headers of up to `most` images of a source promise; which ones does not depend on their order."""
-    found = find_files(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
-    records = list(listing(source, found))
-    images = [r for r in records if not r.dropped]
-    order = np.argsort(mix64(np.array([r.id for r in images], np.int64), 0), kind="stable")[:most]
-    expected = Expected(images=len(images), looked_at=len(order))
-    expected.not_images.update(r.dropped for r in records if r.dropped)
+    found, closed = find(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
+    expected = Expected()
+    watch = Watch(source.collection, found, closed, listing(source, found))
+    chosen = chosen_of(watch, most, expected)
+    expected.there = watch.there
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "labels").mkdir()
         pq.write_table(label_table(source, found), work / "labels" / "look.parquet")
         part = Part(work / "part.parquet", work, work, {source.name: files.home(root)})
-        some = to_table(images[n] for n in order.tolist())
+        some = to_table(chosen)
         for stage in (Scan(source=source, labels="look"), recipe.header_rules()):
             some = kept(some, stage(some, part), expected.dropped)
     for sample in from_table(some):
         for tile in recipe.slice.tiles(sample) if recipe.slice else [sample]:
             count_tile(tile, recipe, expected)
     return expected
+
+
+def chosen_of(records: Iterable[Sample], most: int, expected: Expected) -> list[Sample]:
+    """Up to `most` images, those that a permutation of ids puts first; all are counted, few are held."""
+    chosen: list[Sample] = []
+    passing = iter(records)
+    while batch := list(islice(passing, BATCH)):
+        expected.not_images.update(r.dropped for r in batch if r.dropped)
+        images = [r for r in batch if not r.dropped]
+        expected.images += len(images)
+        chosen += images
+        order = np.argsort(mix64(np.array([r.id for r in chosen], np.int64), 0), kind="stable")[:most]
+        chosen = [chosen[n] for n in order.tolist()]
+    expected.looked_at = len(chosen)
+    return chosen
+
+
+def beside(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
+    """What lies on disk of each source, beside what its manifest says."""
+    for source in recipe.sources:
+        if source.name in expected:
+            yield from (f"  {line}" for line in lines(source.collection, expected[source.name].there))
 
 
 def kept(came: pa.Table, made: pa.Table, dropped: Counter[str]) -> pa.Table:
@@ -142,6 +178,13 @@ def stages(recipe: Recipe) -> Iterator[str]:
     yield f"slice: {spelled(recipe.slice) if recipe.slice else 'images pass whole'}"
     yield f"cut: {spelled(recipe.cut)}"
     yield from rules("exclude", recipe.measured_rules().rules, "values that cut measures")
+    yield f"prefer: {', '.join(recipe.prefer)}"
+    lists = recipe.protect.read()
+    yield f"protect: {spelled(recipe.protect)}" if lists else f"protect: {NO_LIST}"
+    for held in lists:
+        yield f"  {held.who}: {held.about['images']:,} images, {held.about['tiles']:,} tiles"
+    yield f"dedup: {spelled(recipe.dedup) if recipe.dedup else 'no duplicate is looked for'}"
+    yield f"same_place: {spelled(recipe.same_place) if recipe.same_place else 'not looked for'}"
     yield f"subset: {spelled(recipe.subset) or 'all samples'}"
     yield f"shards: {spelled(recipe.shards)}"
 
@@ -202,9 +245,3 @@ def outlook(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
 
 def counted(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
-
-
-def size(n_bytes: float) -> str:
-    """A number of bytes for people."""
-    unit, name = next(((u, name) for u, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if n_bytes >= u), (1e3, "kB"))
-    return f"{n_bytes / unit:,.1f} {name}"

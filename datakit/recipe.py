@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import RecipeError
-from .manifest import Collection, load_yaml, read_yaml, wrong_fields
+from .manifest import Collection
+from .rules import Evaluation, EveryNth, SplitRule, ValidShare
 from .sample import Spec
 from .sources.scan import Source
 from .stages.cut import Cut
-from .stages.exclude import EveryNth, Exclude, SplitRule, ValidShare
+from .stages.dedup import Dedup, Prefer
+from .stages.exclude import Exclude
+from .stages.protect import Protect
+from .stages.same_place import SamePlace
 from .stages.shards import Shards
 from .stages.slice import Slice
 from .stages.subset import Subset
+from .validate import load_yaml, read_yaml, wrong_fields
 
 
 class Recipe(Spec):
@@ -28,9 +34,19 @@ class Recipe(Spec):
     about: str = Field("", description="first paragraph of the card")
     seed: int = 0
     sources: tuple[Source, ...] = Field(min_length=1)
+    include_evaluation: tuple[str, ...] = Field(
+        (), description="NAME or NAME:split of evaluation sets and splits that are taken all the same; the card says so"
+    )
     exclude: Exclude = Exclude()
     slice: Slice | None = None
     cut: Cut = Cut()
+    prefer: tuple[Prefer, ...] = Field(
+        ("labelled", "larger", "sharper", "source"),
+        description="which of several alike is kept; source: in the order of the list of sources; ties end in id",
+    )
+    protect: Protect = Protect()
+    dedup: Dedup | None = None
+    same_place: SamePlace | None = None
     subset: Subset = Subset()
     shards: Shards = Shards()
 
@@ -46,6 +62,7 @@ class Recipe(Spec):
     def _names_are_sources(self) -> Recipe:
         known = {s.name for s in self.sources}
         named = dict.fromkeys(self.subset.per_source, "subset.per_source")
+        named |= {pair.partition(":")[0]: "include_evaluation" for pair in self.include_evaluation}
         for rule in self.exclude.rules:
             if isinstance(rule, SplitRule):
                 named |= {pair.partition(":")[0]: "exclude: split" for pair in rule.deny if ":" in pair}
@@ -56,11 +73,21 @@ class Recipe(Spec):
             raise ValueError(f"{'; '.join(wrong)}: no such source; there are {', '.join(sorted(known))}")
         return self
 
+    @model_validator(mode="after")
+    def _looks_are_measured(self) -> Recipe:
+        asks = [name for name in ("dedup", "same_place") if getattr(self, name)] + ["protect"] * bool(
+            self.protect.lists
+        )
+        if asks and not self.cut.measure:
+            raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
+        return self
+
     @classmethod
-    def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+    def load(cls, path: str | Path, changes: dict[str, Any] | None = None, protect: Sequence[Path] = ()) -> Recipe:
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
-        changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}.
+        changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
+        beside those of the recipe.
         """
         path = find(Path(path))
         plain = with_base(path)
@@ -77,11 +104,14 @@ class Recipe(Spec):
             wrong |= {at: line for at, line in wrong_fields(cls, exc).items() if at[:2] not in wrong}
         if wrong:
             raise RecipeError("\n".join([f"{path}: {len(wrong)} wrong", *(f"  {line}" for line in wrong.values())]))
-        return recipe
+        lists = tuple(dict.fromkeys([*recipe.protect.lists, *protect]))
+        return recipe.model_copy(update={"protect": recipe.protect.model_copy(update={"lists": lists})})
 
     def header_rules(self) -> Exclude:
-        """The rules before `cut`."""
-        return self.exclude.header(self.cut.narrow)
+        """The rules before `cut`, what is kept for evaluation first."""
+        held = tuple(source.name for source in self.sources if source.collection.role == "evaluation")
+        first = Evaluation(collections=held, include=self.include_evaluation)
+        return self.exclude.header(self.cut.narrow, first)
 
     def measured_rules(self) -> Exclude:
         """The rules after `cut`, the share of valid pixels that random windows need first."""
@@ -107,6 +137,16 @@ def folders(kind: str) -> list[Path]:
     """Where bundled `recipes` or `manifests` lie: in the package, or beside it in a checkout."""
     package = Path(str(resources.files("datakit")))
     return [folder for folder in (package / "bundled" / kind, package.parent / kind) if folder.is_dir()][:1]
+
+
+def find_manifest(name: str, *near: Path) -> Path:
+    """The manifest of that name, in folders `near` or bundled."""
+    places = [*near, *folders("manifests")]
+    found = next((p for p in (folder / f"{name}.yaml" for folder in places) if p.is_file()), None)
+    if found is None:
+        known = sorted({p.stem for folder in places for p in folder.glob("*.yaml")})
+        raise RecipeError(f"no manifest of that name; there are {', '.join(known)}")
+    return found
 
 
 def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -177,12 +217,8 @@ def _source(entry: Any, recipe: Path, n: int, wrong: dict[tuple[int | str, ...],
         return plain
     name = str(plain["manifest"])
     rest = {key: value for key, value in plain.items() if key != "manifest"}
-    places = [recipe.parent.parent / "manifests", recipe.parent / "manifests", *folders("manifests")]
-    found = next((p for p in (folder / f"{name}.yaml" for folder in places) if p.is_file()), None)
     try:
-        if found is None:
-            known = sorted({p.stem for folder in places for p in folder.glob("*.yaml")})
-            raise RecipeError(f"no manifest of that name; there are {', '.join(known)}")
+        found = find_manifest(name, recipe.parent.parent / "manifests", recipe.parent / "manifests")
         if "collection" in rest:
             raise RecipeError("give manifest or collection, not both")
         return {"name": name, "path": name, "collection": load_yaml(Collection, found), **rest}

@@ -260,7 +260,7 @@ class Engine:
                     cluster = LocalCluster(
                         n_workers=self.workers,
                         threads_per_worker=1,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",  # any free port: another cluster may have the usual one
                         memory_limit=0,
                         silence_logs=50,
                     )
@@ -269,6 +269,11 @@ class Engine:
                     raise StageError(f"the workers did not start: in a script, {advice} ({exc})") from exc
             self._client = Client(cluster)
         return self._client
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @contextmanager

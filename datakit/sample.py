@@ -67,6 +67,9 @@ class Sample:
     gcps: str = _column(pa.string(), "")  # JSON [[col, row, x, y, z], …], in px of this record
     footprint: tuple[float, ...] = _column(_FLOATS, ())  # lon, lat of the 4 corners, or empty
     gsd_m: float | None = _column(pa.float64(), None)  # ground sampling distance of a pixel
+    gsd_from: str = _column(pa.string(), "")  # "transform", "labels", "manifest"; "" = unknown
+    gsd_range_m: tuple[float, ...] = _column(_FLOATS, ())  # finest and coarsest, where the manifest gives no more
+    scale: float = _column(pa.float64(), 1.0)  # px of the source that a px of this record spans, in either direction
     acquired: str = _column(pa.string(), "")  # ISO 8601
     # header facts
     modality: str = _column(pa.string(), "")
@@ -80,7 +83,13 @@ class Sample:
     split: str = _column(pa.string(), "")
     label: str = _column(pa.string(), "")  # class of the whole image
     boxes: str = _column(pa.string(), "[]")  # JSON, see `boxes`
+    captions: tuple[str, ...] = _column(_TEXTS, ())  # of the whole image
+    mask: str = _column(pa.string(), "")  # JSON: where its raster of classes lies, and what its levels become
     licences: tuple[str, ...] = _column(_TEXTS, ())
+    # taken over from exact duplicates that it was kept instead of
+    label_source: str = _column(pa.string(), "")  # whose label this is; "" = its own
+    boxes_source: str = _column(pa.string(), "")
+    also: str = _column(pa.string(), "[]")  # JSON [{key, source, label, boxes: how many, licences}, …]
     # measured by `cut`, over valid pixels, before encoding
     valid_share: float | None = _column(pa.float64(), None)
     entropy_bits: float | None = _column(pa.float64(), None)  # of the luma histogram, 0..8
@@ -101,16 +110,19 @@ class Sample:
     scene_signatures: tuple[int, ...] = _column(pa.list_(pa.uint64()), ())
     scene_thumbnail: bytes = _column(pa.binary(), b"")
     psnr_db: float | None = _column(pa.float64(), None)  # of the encoded tile; one tile in 16 is measured
+    narrowed: str = _column(pa.string(), "")  # JSON {bands, low, high}: levels that became 0 and 255; "" = levels kept
     # staged bytes of the encoded tile
     staged: str = _column(pa.string(), "")  # file below the work folder
     staged_offset: int = _column(pa.int64(), 0)
-    staged_bytes: int = _column(pa.int64(), 0)
+    staged_bytes: int = _column(pa.int64(), 0)  # of image and mask
+    mask_bytes: int = _column(pa.int64(), 0)  # of these, the last: the mask
     copied: bool = _column(pa.bool_(), False)  # the source's own JPEG bytes
     # the end
     dropped: str = _column(pa.string(), "")  # why it was left out; "" = kept
     detail: str = _column(pa.string(), "")  # for people
-    lost_to: str = _column(pa.string(), "")  # key of the record that it duplicates
-    distance_bits: int | None = _column(pa.int32(), None)
+    lost_to: str = _column(pa.string(), "")  # key of the image or tile that was kept, or what it resembles
+    distance_bits: int | None = _column(pa.int32(), None)  # of the signatures
+    turned: str = _column(pa.string(), "")  # how that one is flipped or rotated to look like this; "" = not at all
 
     def drop(self, reason: str, detail: str = "") -> Sample:
         return replace(self, dropped=reason, detail=detail)
@@ -118,6 +130,7 @@ class Sample:
 
 SCHEMA = pa.schema([pa.field(f.name, f.metadata["arrow"]) for f in fields(Sample)])
 _NAMES = tuple(SCHEMA.names)
+_NONE = {f.name: f.default for f in fields(Sample)}
 _TUPLES = frozenset(f.name for f in fields(Sample) if pa.types.is_list(f.metadata["arrow"])) - {"window"}
 
 
@@ -128,8 +141,9 @@ def to_table(samples: Iterable[Sample]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> Iterator[Sample]:
-    """The rows of a table as samples."""
-    columns = [table.column(n).to_pylist() for n in _NAMES]
+    """The rows of a table as samples; columns that an older version did not write have their defaults."""
+    there = set(table.column_names)
+    columns = [table.column(n).to_pylist() if n in there else [_NONE[n]] * table.num_rows for n in _NAMES]
     for values in zip(*columns, strict=True):
         row = dict(zip(_NAMES, values, strict=True))
         row["window"] = Window(*row["window"]) if row["window"] else None

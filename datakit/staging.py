@@ -45,14 +45,22 @@ class StagedFiles:
         self.close()
 
     def read(self, sample: Sample) -> bytes:
+        """The encoded image of a tile."""
+        return self._bytes(sample, 0, sample.staged_bytes - sample.mask_bytes)
+
+    def read_mask(self, sample: Sample) -> bytes:
+        """The encoded mask of a tile, which lies behind the image."""
+        return self._bytes(sample, sample.staged_bytes - sample.mask_bytes, sample.mask_bytes)
+
+    def _bytes(self, sample: Sample, begin: int, count: int) -> bytes:
         if sample.staged not in self.open:
             if len(self.open) >= self.MOST_OPEN:
                 self.close()
             self.open[sample.staged] = (self.work / sample.staged).open("rb")
         file = self.open[sample.staged]
-        file.seek(sample.staged_offset)
-        data = file.read(sample.staged_bytes)
-        if len(data) != sample.staged_bytes:
+        file.seek(sample.staged_offset + begin)
+        data = file.read(count)
+        if len(data) != count:
             raise StageError(f"{self.work / sample.staged} is shorter than its records say: delete it and build again")
         return data
 

@@ -63,7 +63,8 @@ def scattered(
             left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
             window = Window(left, top, side, side)
             squares = {(x // high, y // high) for x in (left, left + side) for y in (top, top + side)}
-            if overlap_share(window, {w for square in squares for w in near.get(square, ())}) <= max_overlap_share:
+            others = {w for square in squares for w in near.get(square, ())}
+            if window not in others and overlap_share(window, others) <= max_overlap_share:
                 kept.append(window)
                 for square in squares:
                     near.setdefault(square, []).append(window)

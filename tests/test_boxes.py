@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from datakit.boxes import Box, by_window, dumps, loads, rectangle, through, turned
 from datakit.errors import ShardError
 from datakit.manifest import DotaText
-from datakit.sample import Window
+from datakit.sample import Sample, Window
 from datakit.sources.labels import LabelReader
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rs"
@@ -205,7 +205,7 @@ def test_every_real_box_is_whole_in_a_window_of_a_grid_that_overlaps_enough():
     if not (REAL / "labelTxt" / "P0706.txt").exists():
         pytest.skip("the sample labels are not beside this checkout")
     read = LabelReader((DotaText(path="labelTxt/{stem}.txt"),), lambda name: (REAL / name).read_bytes())
-    boxes = read("P0706.png").boxes
+    boxes = read(Sample(name="P0706.png")).boxes
     assert len(boxes) == 536
     spans = [max(box.points[axis::2]) - min(box.points[axis::2]) for box in boxes for axis in (0, 1)]
     size = 2 * math.ceil(max(spans))

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from datakit.errors import RecipeError, StageError
 from datakit.image import Narrow
-from datakit.manifest import validate
+from datakit.rules import Rule
 from datakit.run import funnel_of
 from datakit.sample import Part, Sample, from_table, to_table
-from datakit.stages.exclude import Exclude, HeaderRules, Rule, check_shares
+from datakit.stages.exclude import Exclude, HeaderRules, check_shares
+from datakit.validate import validate
 
 GOOD = Sample(
     key="dota-a", source="dota", name="images/a.png", width=800, height=600, image_width=800, image_height=600,
@@ -80,6 +81,18 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [  # rule, 
     ({"rule": "licence", "deny": ["NC"]}, {"licences": ("CC0-1.0", "NC")}, {"licences": ("CC0-1.0",)}),
     ({"rule": "licence", "allow": ["CC-BY-4.0"]}, {"licences": ("unstated",)}, {"licences": ("CC-BY-4.0", "other")}),
     ({"rule": "licence", "allow": ["CC-BY-4.0"]}, {"licences": ()}, {}),
+    ({"rule": "gsd_above", "gsd_m": 10}, {"gsd_m": 10.1}, {"gsd_m": 10.0}),
+    ({"rule": "gsd_above", "gsd_m": 10}, {"gsd_range_m": (11.0, 20.0)}, {"gsd_range_m": (9.0, 20.0)}),
+    ({"rule": "gsd_above", "gsd_m": 10}, {"gsd_m": 20.0, "gsd_range_m": (1.0, 1.5)}, {"gsd_m": None}),
+    ({"rule": "gsd_below", "gsd_m": 0.3}, {"gsd_m": 0.2}, {"gsd_m": 0.3}),
+    ({"rule": "gsd_below", "gsd_m": 0.3}, {"gsd_range_m": (0.1, 0.2)}, {"gsd_range_m": (0.1, 0.3)}),
+    ({"rule": "gsd_unknown"}, {"gsd_m": None, "gsd_range_m": (0.5, 2.0)}, {"gsd_m": 0.5}),
+    ({"rule": "evaluation"}, {"split": "val"}, {"split": "train"}),
+    ({"rule": "evaluation"}, {"split": "test_a"}, {"split": "testimony"}),
+    ({"rule": "evaluation", "collections": ["dota"]}, {"split": "train"}, {"split": "train", "source": "inria"}),
+    ({"rule": "evaluation", "collections": ["aid/x"]}, {"split": "Test-dev"}, {"split": ""}),
+    ({"rule": "evaluation", "include": ["dota:val"]}, {"split": "test"}, {"split": "val"}),
+    ({"rule": "evaluation", "collections": ["dota"], "include": ["dota:val"]}, {"split": "train"}, {"split": "val"}),
     ({"rule": "valid_share", "min_share": 0.5}, {"valid_share": 0.49}, {"valid_share": 0.5}),
     ({"rule": "flat", "entropy_bits": 0.5}, {"entropy_bits": 0.0}, {"entropy_bits": 0.5}),
     ({"rule": "blurred", "sharpness": 10}, {"sharpness": 9.9}, {"sharpness": 10.0}),

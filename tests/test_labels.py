@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,19 @@ from hypothesis import strategies as st
 from datakit.boxes import Box
 from datakit.errors import SourceError
 from datakit.manifest import ClassFolders, CocoJson, DotaText, VocXml
+from datakit.sample import Sample
 from datakit.sources.labels import Labelled, LabelReader
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rs"
-NOTHING = Labelled("", [], None, "")
+IMAGE = Sample(name="images/P1.png")
+NOTHING = Labelled(boxes=[])
 COCO = CocoJson(path="instances.json", images="train")
 
 
-def reader(labels, files: Mapping[str, bytes | str]) -> LabelReader:
+def reader(labels, files: Mapping[str, bytes | str]) -> Callable[[str], Labelled]:
     plain = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
-    return LabelReader(labels if isinstance(labels, tuple) else (labels,), plain.get)
+    read = LabelReader(labels if isinstance(labels, tuple) else (labels,), plain.get)
+    return lambda name: read(Sample(name=name))
 
 
 def dota(text: bytes | str) -> Labelled:
@@ -64,15 +67,42 @@ def test_a_path_out_of_the_collection_is_never_read(template):
     def read(name: str) -> bytes:
         pytest.fail(f"read {name}")
 
-    assert LabelReader((DotaText(path=template), CocoJson(path=template)), read)("images/P1.png") == NOTHING
-    assert LabelReader((CocoJson(path="a.json", images="../x"),), read)("images/P1.png") == NOTHING
+    assert LabelReader((DotaText(path=template), CocoJson(path=template)), read)(IMAGE) == NOTHING
+    assert LabelReader((CocoJson(path="a.json", images="../x"),), read)(IMAGE) == NOTHING
 
 
 def test_templates_take_folder_stem_and_name():
     asked: list[str] = []
     template = "{dir}/../txt/./{stem}/{name}.txt"
-    LabelReader((DotaText(path=template),), lambda name: asked.append(name))("./a/images/P1.{stem}.png")
+    LabelReader((DotaText(path=template),), lambda name: asked.append(name))(Sample(name="./a/images/P1.{stem}.png"))
     assert asked == ["a/txt/P1.{stem}/P1.{stem}.png.txt"]
+
+
+@pytest.mark.parametrize(
+    ("template", "path"),
+    [
+        ("{dir}/{stem:-4}_mask.png", "a/855_mask.png"),  # DeepGlobe
+        ("{dir}/{stem:+4}.png", "a/sat.png"),
+        ("{stem:-0}.{stem:+0}", "855_sat.855_sat"),
+        ("x{stem:-7}{stem:-99}{stem:+99}", "x"),
+        ("{stem:4}{dir:-1}", "{stem:4}{dir:-1}"),
+    ],
+)
+def test_templates_take_parts_of_the_stem(template, path):
+    asked: list[str] = []
+    LabelReader((DotaText(path=template),), lambda name: asked.append(name))(Sample(name="a/855_sat.jpg"))
+    assert asked == [path]
+
+
+@given(st.text("ab_.-", min_size=1, max_size=9), st.integers(0, 12))
+def test_the_two_parts_of_a_stem_make_the_stem(stem, count):
+    asked: list[str] = []
+    file = f"{stem}.jpg" if stem.strip(".") else "a.jpg"
+    whole = file[:-4]
+    read = LabelReader((DotaText(path=f"x{{stem:-{count}}}/x{{stem:+{max(len(whole) - count, 0)}}}"),), asked.append)
+    read(Sample(name=file))
+    head, tail = (part[1:] for part in asked[0].split("/"))
+    assert head + tail == whole
 
 
 def test_dota_lines_and_headers():
@@ -101,6 +131,7 @@ def test_dota_unknown_headers_are_unknown(head):
         ("\r\n\r\n1 2 3 4 5 6 7 nan ship 0", "line 3: expected a number, found 'nan'"),
         ("1 2 3 4 5 6 7 8 ship maybe", r"difficult \(0 or 1\)"),
         ("gsd:-1", "line 1: expected gsd:METRES"),
+        ("1 2 3 4 5 6 7 1e300 ship 0", "line 1: expected a number, found '1e300'"),
         ("gsd:fine", "line 1: expected a number, found 'fine'"),
         (b"gsd:1\n\xff\xfe", "line 2: expected UTF-8 text, found byte 0xff"),
     ],
@@ -154,6 +185,10 @@ def test_voc_shapes():
         ("<object>\n<name>a</name><bndbox>\n<xmin>1</xmin></bndbox></object>", "line 4: expected <ymin> in <bndbox>"),
         ("<object><name>a</name>\n<polygon><x1>1</x1><x2>2</x2></polygon></object>", "line 4: expected 3 or more"),
         ("<object><name>a</name>\n<points><point>1;2</point></points></object>", "expected a number, found '1;2'"),
+        (
+            "<object><name>a</name>\n<polygon><x1>1</x1><y1>1</y1><y2>2</y2><x2>2</x2><x3>3</x3><y3>4</y3></polygon></object>",
+            "line 4: expected 3 or more",
+        ),
         ("\n<object><name>a</name></object>", "line 4: expected <name> and one of points, polygon"),
         ("<object>", r"7\.xml, line 4: expected XML, found: mismatched tag"),
     ],
@@ -216,10 +251,10 @@ def test_a_coco_file_is_parsed_once_even_if_damaged(text):
     files = LabelReader((COCO,), lambda name: asked.append(name) or text.encode())
     for _ in range(3):
         if "annotations" in text:
-            assert len(files("train/a/1.jpg").boxes) == 1
+            assert len(files(Sample(name="train/a/1.jpg")).boxes) == 1
         else:
             with pytest.raises(SourceError, match=r"instances\.json, line 2: expected JSON"):
-                files("train/a/1.jpg")
+                files(Sample(name="train/a/1.jpg"))
     assert asked == ["instances.json"]
 
 
@@ -230,9 +265,65 @@ def test_layouts_add_up():
     assert (found.label, len(found.boxes), found.gsd_m) == ("ship", 1, 2.0)
 
 
+FAIR1M = """<?xml version="1.0" encoding="utf-8"?>
+<annotation>
+  <source><filename>7.tif</filename><origin>GF2/GF3</origin></source>
+  <research><version>1.0</version><provider>Company/School of team</provider><author>Cyber</author>
+    <pluginname>FAIR1M</pluginname><pluginclass>object detection</pluginclass><time>2021-03</time></research>
+  <size><width>1000</width><height>1000</height><depth>3</depth></size>
+  <objects>
+    <object>
+      <coordinate>pixel</coordinate><type>rectangle</type><description>None</description>
+      <possibleresult><name>Boeing737</name><probability>1.0</probability></possibleresult>
+      <points><point>482.000000,331.500000</point><point>501.250000,352.000000</point>
+        <point>481.000000,371.000000</point><point>461.750000,350.500000</point><point>482.000000,331.500000</point>
+      </points>
+    </object>
+    <object>
+      <coordinate>pixel</coordinate><type>rectangle</type><description>None</description>
+      <possibleresult><name>other-vehicle</name></possibleresult>
+      <points><point>1.0,2.0</point><point>5.0,2.0</point><point>5.0,9.0</point><point>1.0,9.0</point></points>
+    </object>
+  </objects>
+</annotation>
+"""
+DIOR_R = """<annotation>
+  <folder>DIOR</folder><filename>7.jpg</filename><source><database>DIOR</database></source>
+  <size><width>800</width><height>800</height><depth>3</depth></size><segmented>0</segmented>
+  <object>
+    <type>robndbox</type><name>Expressway-toll-station</name><pose>Unspecified</pose><truncated>0</truncated>
+    <difficult>0</difficult><angle>ANGLE</angle>
+    <robndbox>INSIDE
+      <x_left_top>357</x_left_top><y_left_top>332</y_left_top><x_right_top>382</x_right_top><y_right_top>296</y_right_top>
+      <x_right_bottom>461</x_right_bottom><y_right_bottom>351</y_right_bottom>
+      <x_left_bottom>436</x_left_bottom><y_left_bottom>387</y_left_bottom>
+    </robndbox>
+  </object>
+</annotation>
+"""
+POLYGON = """<annotation><object><name>airplane</name><difficult>1</difficult>
+  <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+  <polygon><x1>1</x1><y1>5</y1><x2>5</x2><y2>1</y2><x3>9</x3><y3>5</y3><x4>5</x4><y4>9</y4></polygon>
+</object></annotation>"""
+
+
+def test_relatives_of_voc():
+    def of(text: str) -> list[Box]:
+        return list(reader(VocXml(), {"Annotations/7.xml": text})("images/7.jpg").boxes)
+
+    assert of(FAIR1M) == [
+        Box("Boeing737", (482.0, 331.5, 501.25, 352.0, 481.0, 371.0, 461.75, 350.5), kind="quad"),
+        Box("other-vehicle", (1.0, 2.0, 5.0, 2.0, 5.0, 9.0, 1.0, 9.0), kind="quad"),
+    ]
+    toll = Box("Expressway-toll-station", (357.0, 332.0, 382.0, 296.0, 461.0, 351.0, 436.0, 387.0), kind="quad")
+    assert of(DIOR_R) == of(DIOR_R.replace("INSIDE", "<angle>0.6</angle>")) == [toll]
+    assert of(POLYGON) == [Box("airplane", (1.0, 5.0, 5.0, 1.0, 9.0, 5.0, 5.0, 9.0), difficult=True, kind="quad")]
+
+
 @pytest.mark.parametrize(("stem", "count", "gsd_m"), [("P0706", 536, 0.255589285596), ("P1234", 144, 1.0)])
 def test_real_dota_files(stem, count, gsd_m):
     if not (REAL / "labelTxt" / f"{stem}.txt").exists():
         pytest.skip("the sample labels are not beside this checkout")
-    found = LabelReader((DotaText(path="labelTxt/{stem}.txt"),), lambda name: (REAL / name).read_bytes())(f"{stem}.png")
+    read = LabelReader((DotaText(path="labelTxt/{stem}.txt"),), lambda name: (REAL / name).read_bytes())
+    found = read(Sample(name=f"{stem}.png"))
     assert (len(found.boxes), found.gsd_m) == (count, gsd_m)

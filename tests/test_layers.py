@@ -13,25 +13,30 @@ PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
     "errors",
     "sample kernels",
-    "boxes windows columns measure manifest files index",
-    "image place staging",
-    "pixels folders",
+    "buckets validate",
+    "boxes windows columns measure manifest files index hamming",
+    "narrow scales piece",
+    "image place staging stars looks footprints",
+    "pixels masks folders ground rules",
     "sources stages run",
-    "recipe pictures listing card tables",
-    "collect plan",
+    "recipe pictures listing card tables semantic crowd",
+    "guard series signing ondisk hints",
+    "merge grouping",
+    "decide",
+    "collect plan query draft collections_page",
     "leave",
     "pipeline",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
 DOORS = {
-    "torch": {"stream", "pretrain", "evaluate"},
+    "torch": {"stream", "pretrain", "evaluate", "semantic"},
     "distributed": {"run"},
     "dask": {"run"},
     "rawpy": {"raw"},
-    "rasterio": {"image", "pixels", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},
+    "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},
     "numba": {"kernels"},
-    "imagededup": set(),
+    "imagededup": {"semantic"},
     "webdataset": set(),
 }
 

@@ -19,6 +19,7 @@ from worlds import SHARED
 import datakit
 from datakit import boxes
 from datakit.recipe import Recipe
+from datakit.sample import Sample
 from datakit.sources.labels import LabelReader
 from datakit.stages.slice import grid
 
@@ -128,7 +129,7 @@ def test_dota_images_are_sliced_with_their_boxes(plain: Left, name: str) -> None
     read = LabelReader(
         *[s.collection.layout.labels for s in Recipe.load("recipes/opticalrs_files.yaml").sources], of_rs
     )
-    said = read(f"{name}.png")
+    said = read(Sample(name=f"{name}.png"))
     found = 0
     for window, row in tiles.items():
         shapes = boxes.loads(row["boxes"])

@@ -89,7 +89,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     )
     lines = dict(line.split(": ", 1) for line in wrong(path))
     assert next(iter(lines)) == "sources.0"
-    assert lines.pop("sources.0").startswith("nowhere: no manifest of that name; there are dota, eurosat_ms, ")
+    assert lines.pop("sources.0").startswith("nowhere: no manifest of that name; there are advance, aid, ")
     tags = lines.pop("exclude.rules.2")
     assert "'cloudy'" in tags
     assert "'smaller_than'" in tags
@@ -102,7 +102,8 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "slice.grid": "gap_px (8) must be less than size_px (8)",
         "cut.encode.format": "Input should be 'jpeg', 'png' or 'webp', not 'gif'",
         "cut.encode.quality": "Input should be a valid integer, unable to parse string as an integer, not 'high'",
-        "sed": "no such key; allowed: about, cut, exclude, name, seed, shards, slice, sources, subset, title",
+        "sed": "no such key; allowed: about, cut, dedup, exclude, include_evaluation, name, prefer, protect, "
+        "same_place, seed, shards, slice, sources, subset, title",
     }
 
 

@@ -124,7 +124,7 @@ def test_random_windows_lie_inside_and_overlap_no_more_than_asked(
             canvas[w.top : w.top + w.height, w.left : w.left + w.width] += 1
         shared = np.count_nonzero(canvas == 2) / min(one.width, other.width) ** 2
         assert shared == overlap_share(one, [other]) <= cap
-    assert cap < 1 or len(windows) == crops
+    assert len(set(windows)) == len(windows)  # two equal ones would be one record twice
 
 
 def test_seeds_give_different_windows() -> None:

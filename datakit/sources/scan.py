@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from ..errors import SourceError
 from ..manifest import Collection
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import geotiff
+from .joined import Reader, joined
 from .labels import LabelReader
 
 HEAD_BYTES = 32
-USED = ("modality", "licence", "bands", "layout", "splits")  # fields of a collection that records depend on
+USED = ("modality", "licence", "bands", "gsd_m", "layout", "splits")  # fields of a collection that records depend on
 
 
 class Source(Spec):
@@ -52,8 +53,11 @@ class Source(Spec):
         return next((p for p in places if p.exists()), None)
 
 
-def listing(source: Source, found: list[files.File]) -> Iterator[Sample]:
-    """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped."""
+def listing(source: Source, found: list[files.File], elsewhere: Container[str] = ()) -> Iterator[Sample]:
+    """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped.
+
+    elsewhere: file names of images that are read in another source that has the same images.
+    """
     layout = source.collection.layout
     seen: dict[str, files.File] = {}
     for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
@@ -71,6 +75,8 @@ def listing(source: Source, found: list[files.File]) -> Iterator[Sample]:
                 raise SourceError(f"{both}: different files of one name. Unpack the archives to folders of their own")
             key = make_key(sample.source, file.path)
             yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {files.utf8(first.path)}")
+        elif file.name.rpartition("/")[2] in elsewhere:
+            yield sample.drop("same_images", "read in the source that has the same images; its labels are joined there")
         else:
             seen[file.name] = file
             yield sample.drop("unsafe", "a link or a name that leads outside") if file.packing == "unsafe" else sample
@@ -95,24 +101,39 @@ def located(source: Source, file: files.File) -> Sample:
     )
 
 
-class Scan(Spec):
-    """Fills records with what the headers and the label files of one source say."""
+class Labels(Spec):
+    """The label files of a source."""
 
-    VERSION: ClassVar[int] = 1
     source: Source
     labels: str = Field(description="digest of the label files")
 
-    def digest(self, *more: str) -> str:
-        """Of what the records depend on: a better citation in the manifest moves nothing."""
+    def about(self) -> list[str]:
+        """What records depend on: a better citation in the manifest moves nothing."""
         about = self.source.collection.model_dump(mode="json", include=set(USED))
-        return digest(
-            self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels, *more
-        )
+        return [self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels]
+
+    def reader(self, part: Part) -> LabelReader:
+        index = label_index(part.work / "labels" / f"{self.labels}.parquet")
+        read = partial(label_bytes, part.roots[self.source.name], index)
+        return LabelReader(self.source.collection.layout.labels, read, index.get)
+
+
+class Scan(Labels):
+    """Fills records with what the headers and the label files of one source say.
+
+    also: sources that have the same images: what they say of them is joined.
+    """
+
+    VERSION: ClassVar[int] = 3
+    also: tuple[Labels, ...] = ()
+
+    def digest(self, *more: str) -> str:
+        """Of what the records depend on."""
+        return digest(*self.about(), *(text for other in self.also for text in other.about()), *more)
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
-        index = label_index(part.work / "labels" / f"{self.labels}.parquet")
-        read_labels = LabelReader(self.source.collection.layout.labels, partial(label_bytes, root, index))
+        readers = [(one.source.name, one.source.collection, one.reader(part)) for one in (self, *self.also)]
         out = []
         with image.quiet():
             for sample in from_table(records):
@@ -120,10 +141,10 @@ class Scan(Spec):
                 about = self.source.collection
                 split = about.split_of(sample.name)
                 sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
-                out.append(self._one(sample, root, part, read_labels))
+                out.append(self._one(sample, root, part, readers))
         return to_table(out)
 
-    def _one(self, sample: Sample, root: Path, part: Part, read_labels: LabelReader) -> Sample:
+    def _one(self, sample: Sample, root: Path, part: Part, readers: list[Reader]) -> Sample:
         try:
             header, where = read_header(root, sample, part.aside, self.source.collection.bands)
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
@@ -133,7 +154,7 @@ class Scan(Spec):
             return sample.drop("unreadable", "no pixels")
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
         try:
-            said = read_labels(sample.name)
+            said, whose = joined(known, readers)
         except (SourceError, files.BadFile) as exc:
             return known.drop("label_unreadable", str(exc))
         whole = Window(0, 0, known.width, known.height)
@@ -141,10 +162,30 @@ class Scan(Spec):
             known,
             label=said.label,
             boxes=boxes.dumps(boxes.through(said.boxes, whole)),
+            captions=said.captions,
+            mask=said.mask,
+            split=known.split or said.split,
             acquired=said.acquired,
-            gsd_m=place.gsd_m(known) or said.gsd_m,
             footprint=place.footprints(known, [whole])[0],
+            **whose,
+            **ground(place.gsd_m(known), said.gsd_m, self.source.collection.gsd_m),
         )
+
+
+def ground(of_place: float | None, of_labels: float | None, of_manifest: tuple[float, float] | None) -> dict[str, Any]:
+    """Ground sampling distance, as fields of `Sample`: of the image's place, else of its labels, else of the manifest.
+
+    A manifest that gives a range says nothing of one image: the range is kept as it is.
+    """
+    if of_place is not None:
+        return {"gsd_m": of_place, "gsd_from": "transform"}
+    if of_labels is not None:
+        return {"gsd_m": of_labels, "gsd_from": "labels"}
+    if of_manifest is None:
+        return {}
+    if of_manifest[0] == of_manifest[1]:
+        return {"gsd_m": of_manifest[0], "gsd_from": "manifest"}
+    return {"gsd_range_m": of_manifest}
 
 
 def read_header(
@@ -184,7 +225,7 @@ LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else p
 def label_table(source: Source, found: list[files.File]) -> pa.Table:
     """Where the label files of a collection are, in order of their names."""
     labels = sorted((f for f in found if source.collection.layout.kind(f.name) == "label"), key=lambda f: f.name)
-    return pa.Table.from_pylist([asdict(f) for f in labels], schema=LABEL_SCHEMA)
+    return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in labels], schema=LABEL_SCHEMA)
 
 
 @lru_cache(maxsize=4)

@@ -17,11 +17,11 @@ from PIL import Image
 from ..errors import SourceError
 from .land import noise
 from .scenes import Box, Scene
-from .synth_check import check
+from .synth_check import check, not_covered
 from .synth_plant import plant
 from .synth_world import World, geotiff, jpeg, slanted, tiff
 
-__all__ = ["check", "make"]
+__all__ = ["check", "make", "not_covered"]
 
 CLASSES = {  # folders of Million-AID, and the kind of scene drawn for each
     "agriculture_land/arable_land/dry_field": "farmland",

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..manifest import Manifest
+from ..sample import make_key
 
 TILE_PX = 512
 LEAST_VALID_SHARE, TOLERANCE = 0.5, 0.03  # polygons and collars are measured in whole pixels
@@ -30,6 +31,7 @@ class _Record:
     dropped: str  # "" = kept
     window: Window | None
     size: tuple[int, int]
+    lost_to: str = ""
 
 
 def check(out: Path, folder: Path) -> list[str]:
@@ -48,14 +50,23 @@ def check(out: Path, folder: Path) -> list[str]:
     return wrong
 
 
+def not_covered(out: Path, folder: Path) -> list[str]:
+    """Planted crops that are still in the set: no signature of a whole picture sees them."""
+    truth = json.loads((folder / "truth.json").read_text())["files"]
+    records = _records(out)
+    crops = [_key(entry) for entry in truth if entry.get("how") == "crop"]
+    return sorted(_say(key) for key in crops if any(not r.dropped for r in records.get(key, ())))
+
+
 def _records(out: Path) -> dict[Key, list[_Record]]:
     """Kept and dropped records by image."""
     found: dict[Key, list[_Record]] = defaultdict(list)
-    for name, more in (("samples.parquet", []), ("dropped.parquet", ["dropped"])):
+    for name, more in (("samples.parquet", []), ("dropped.parquet", ["dropped", "lost_to"])):
         for row in pq.read_table(out / name, columns=COLUMNS + more).to_pylist():
             dropped = (row["dropped"] or "no reason given") if more else ""
             window = tuple(row["window"]) if row["window"] else None
-            found[row["source"], row["name"]].append(_Record(dropped, window, (row["width"], row["height"])))
+            size = (row["width"], row["height"])
+            found[row["source"], row["name"]].append(_Record(dropped, window, size, row.get("lost_to", "")))
     return found
 
 
@@ -76,7 +87,7 @@ def _reasons(entry: dict[str, Any], recipe: dict[str, Any]) -> set[str]:
     """Reasons that an image may go for; empty: it is kept."""
     if entry["expect"] not in ("kept", "label"):
         return {entry["expect"]}
-    if "expect_protect" in entry and recipe.get("protect"):
+    if "expect_protect" in entry and (recipe.get("protect") or {}).get("lists"):
         return {"protected_scene"} if _large(entry) else {"protected", "protected_scene"}
     return set()
 
@@ -125,11 +136,14 @@ def _copies(truth: dict[Key, dict[str, Any]], recipe: dict[str, Any]) -> dict[Ke
 def _judge_copies(group: list[dict[str, Any]], records: dict[Key, list[_Record]], recipe: dict[str, Any]) -> list[str]:
     """What is wrong with an image and its copies: one of them is kept, whichever it is."""
     kept, wrong = [], []
+    keys = {make_key(entry["source"], entry["name"]) for entry in group}
     for entry in group:
         reasons = {"duplicate_scene"} if _large(entry) else {"duplicate", "duplicate_scene"}
         found = records.get(_key(entry), [])
         if not found:
             wrong.append(f"{_say(_key(entry))} ({entry['what']}): neither kept nor dropped")
+        elif {r.lost_to for r in found if r.dropped in reasons} - keys:
+            wrong.append(f"{_say(_key(entry))} ({entry['what']}): lost to an image that it is no copy of")
         elif not all(r.dropped in reasons for r in found):
             kept.append(entry)
     if len(kept) != 1:

@@ -18,39 +18,54 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from .. import files, image, measure
+from ..errors import SourceError
 from ..image import WHOLE_PX, Encode, Narrow
+from ..masks import LabelUnreadable, Masks, png_of
 from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge
 from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
+from ..scales import in_reduced, reduced_size
 from ..staging import STAGED
 
 SCENE_PX = 256  # scenes are signed on a copy reduced by whole boxes to at least this and less than twice this
 PSNR_ONE_IN = 16  # tiles are decoded again to measure what encoding cost
 SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `measure.sign` gives them
 SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
-FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, "psnr_db", "copied", "dropped", "detail")
+TILE = ("psnr_db", "narrowed", "mask_bytes", "copied", "dropped", "detail")
+FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, *TILE)
 Found = dict[str, Any]  # what `cut` finds of a tile: fields of `Sample`
 REDUCED_PX = 1 << 22  # the most that the copy has, however long and thin the scene is
 NOTHING = Sample()  # what is in a field of which nothing was found
+LEVELS = 1 << 28  # of a tile in all of its bands
 SPOOL_BYTES = 1 << 26  # of encoded tiles in memory, before they go to a file
 
 
 class Cut(Spec):
     """Tiles as bytes, and every number that later rules look at."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     encode: Encode = Encode()
     narrow: Narrow | None = None
     copy_jpeg: bool = Field(True, description="whole 8-bit JPEG files enter a jpeg set byte for byte")
     measure: bool = Field(True, description="false: only encode; rules over measured values then drop nothing")
+    masks: bool = Field(False, description="every sample has a member seg.png, the mask of its window")
     max_pixels: int = Field(1 << 28, gt=0, description="larger images in formats without blocks are dropped")
 
+    @model_validator(mode="after")
+    def _can_be_seen(self) -> Cut:
+        if self.encode.keeps_levels and self.narrow is None:
+            raise ValueError(
+                f"{self.encode.format} keeps all levels: give `narrow`, for tiles are measured as a picture"
+            )
+        return self
+
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
-        before = Earlier(part)
+        before = Earlier(part, self.masks)
         found: list[Found] = []  # of each record
         with SpooledTemporaryFile(SPOOL_BYTES, dir=str(part.aside)) as spool, image.quiet():
             for _, group in groupby(from_table(records), key=image_of):
@@ -74,8 +89,12 @@ class Cut(Spec):
             return self._tiles(windows, part, spool)
         except TooLarge as exc:
             why, detail = "larger_than", str(exc)
+        except SourceError:  # a part of an archive is missing
+            raise
+        except LabelUnreadable as exc:
+            why, detail = "label_unreadable", str(exc)[:200]
         except NotShown as exc:
-            why, detail = str(exc), "no picture, and the recipe does not say how to narrow it"
+            why, detail = exc.rule, exc.detail
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
             files.check_machine(exc, part.root(windows[0]), windows[0])
             why, detail = "unreadable", image.reason(exc, part.root(windows[0]), part.aside)
@@ -89,15 +108,21 @@ class Cut(Spec):
             raise TooLarge(f"over {self.encode.most_px} px, the longest side of a {self.encode.format}")
         if max(s.width * s.height for s in windows) > WHOLE_PX:
             raise TooLarge(f"a tile of over {WHOLE_PX} px: give `slice`")
-        reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure)
+        levels = self.encode.keeps_levels
+        if levels:
+            self._check_bands(windows)
+        reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure, levels=levels)
         scene = Scene(first) if self.measure and first.window else None
-        puzzle = Puzzle([s.window or Window(0, 0, s.width, s.height) for s in windows])
+        puzzle = Puzzle([in_reduced(s) for s in windows])
         tiles: dict[int, Found] = {}
-        for rows in reader.rows(first):
-            if scene:
-                scene.add(rows.pixels)
-            for n, piece in puzzle.add(rows):
-                tiles[n] = keep(spool, *self._tile(windows[n], piece))
+        with Masks(part.roots, first, part.aside) as masks:
+            for rows in reader.rows(first):
+                if scene:
+                    scene.add(rows.pixels)
+                for n, piece in puzzle.add(rows):
+                    found, data = self._tile(windows[n], piece)
+                    mask = png_of(masks.tile(windows[n])) if self.masks else b""
+                    tiles[n] = keep(spool, {**found, "mask_bytes": len(mask)}, data + mask)
         puzzle.check()
         part.counts["tiles_encoded"] += len(tiles)
         part.counts["pixels_read"] += first.image_width * first.image_height
@@ -107,18 +132,47 @@ class Cut(Spec):
                 found.update(signed)
         return [tiles[n] for n in range(len(windows))]
 
+    def _check_bands(self, windows: list[Sample]) -> None:
+        """NotShown or TooLarge where tiles of all bands cannot be stored."""
+        bands = len(windows[0].bands)
+        if self.encode.format == "png16" and bands not in (1, 3):
+            raise NotShown("bands", f"{bands} bands: a PNG holds one or three; use tiff16")
+        if max(s.width * s.height for s in windows) * bands > LEVELS:
+            raise TooLarge(f"a tile of over {LEVELS} levels in its {bands} bands: give `slice`")
+
     def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
         """What is found of a tile, as fields of `Sample`, and its bytes."""
-        found: Found = {}
-        if self.measure:
-            found = measure.measure(piece.pixels, piece.valid)._asdict()
-            found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
+        found: Found = {"narrowed": piece.narrowed, **(measured(piece) if self.measure else {})}
+        if self.encode.keeps_levels:
+            return found, self.encode.levels(levels_of(sample, piece), sample.bands)
         if piece.stored is not None and self.copy_jpeg and self.encode.format == "jpeg":
             return {**found, "copied": True}, piece.stored
         data = self.encode(piece.picture)
         if self.measure and sample.id % PSNR_ONE_IN == 0:  # ids are hashes
             found["psnr_db"] = measure.psnr_db(piece.pixels, image.decode(data))
         return found, data
+
+
+class Sign(Cut):
+    """What `Cut` finds of images and of their windows, and no bytes."""
+
+    encode: Encode = Encode(format="png")  # PNG: no side is too long
+
+    def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
+        return measured(piece), b""
+
+
+def measured(piece: Piece) -> Found:
+    """What is measured of a tile."""
+    signed = zip(SIGNED, measure.sign(piece.pixels), strict=True)
+    return {**measure.measure(piece.pixels, piece.valid)._asdict(), **dict(signed)}
+
+
+def levels_of(sample: Sample, piece: Piece) -> NDArray[Any]:
+    """The levels of all bands of a tile, (h, w, bands); gray is one band, whatever it is shown as."""
+    if piece.levels is not None:
+        return piece.levels
+    return piece.pixels[:, :, :1] if sample.bands == image.GRAY else piece.pixels
 
 
 @dataclass
@@ -129,7 +183,7 @@ class Puzzle:
 
     def __post_init__(self) -> None:
         self.waiting = sorted(range(len(self.windows)), key=lambda n: self.windows[n].top, reverse=True)
-        self.open: list[tuple[int, Pixels, Mask]] = []
+        self.open: list[tuple[int, Pixels, Mask, NDArray[Any] | None]] = []
         self.top = 0
 
     def add(self, rows: Piece) -> Iterator[tuple[int, Piece]]:
@@ -142,19 +196,25 @@ class Puzzle:
             if w.top >= top and w.top + w.height <= bottom:
                 yield n, rows.window(w.left, w.top - top, w.width, w.height)
             else:
-                self.open.append((n, np.empty((w.height, w.width, 3), np.uint8), np.ones((w.height, w.width), bool)))
+                levels = rows.levels
+                held = None if levels is None else np.empty((w.height, w.width, levels.shape[2]), levels.dtype)
+                mask = np.ones((w.height, w.width), bool)
+                self.open.append((n, np.empty((w.height, w.width, 3), np.uint8), mask, held))
         still = []
-        for n, pixels, mask in self.open:
+        for n, pixels, mask, held in self.open:
             w = self.windows[n]
             low, high = max(w.top, top), min(w.top + w.height, bottom)
             place = np.s_[low - top : high - top, w.left : w.left + w.width]
             pixels[low - w.top : high - w.top] = rows.pixels[place]
             if rows.valid is not None:
                 mask[low - w.top : high - w.top] = rows.valid[place]
+            if held is not None and rows.levels is not None:
+                held[low - w.top : high - w.top] = rows.levels[place]
             if high == w.top + w.height:
-                yield n, Piece(pixels, valid=None if mask.all() else mask)
+                valid = None if mask.all() else mask
+                yield n, Piece(pixels, valid=valid, levels=held, narrowed=rows.narrowed)
             else:
-                still.append((n, pixels, mask))
+                still.append((n, pixels, mask, held))
         self.open = still
 
     def check(self) -> None:
@@ -166,7 +226,7 @@ class Scene:
     """Signs a whole image while its rows go by, on a reduced copy: its shorter side has 256 to 511 px."""
 
     def __init__(self, sample: Sample) -> None:
-        self.width, self.height = sample.image_width, sample.image_height
+        self.width, self.height = reduced_size(sample.image_width, sample.image_height, sample.scale)
         by_area = math.ceil(math.sqrt(self.width * self.height / REDUCED_PX))
         self.factor = max(min(self.width, self.height) // SCENE_PX, by_area, 1)
         self.hasher = xxhash.xxh3_128(np.array((self.height, self.width, 3), "<i8").tobytes())
@@ -230,17 +290,18 @@ def image_of(sample: Sample) -> tuple[str, str]:
     return sample.source, sample.name
 
 
-def mark(windows: list[Sample]) -> str:
-    """What must be the same for the pixels of an image to be taken over: file, place in it, bands, windows."""
+def mark(windows: list[Sample], masks: bool) -> str:
+    """What must be the same for the tiles of an image to be taken over: file, place in it, bands, windows, mask."""
     s = windows[0]
     file = [s.source, s.path, s.file_bytes, s.stamp, s.offset, s.bands, s.dtype, s.nodata, s.orientation, s.alpha]
-    return json.dumps([file, sorted(list(w.window or ()) for w in windows)])
+    return json.dumps([file, s.scale, s.mask if masks else "", sorted(list(w.window or ()) for w in windows)])
 
 
 class Earlier:
     """What earlier parts of the same listing and the same spec hold: their images need not be opened again."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, masks: bool) -> None:
+        self.masks = masks  # are part of a tile
         self.images: dict[str, tuple[Path, list[Sample]]] = {}
         for path in sorted(part.path.parent.glob(f"{part.path.stem.rpartition('-')[0]}-*.parquet")):
             staged = path.with_suffix(STAGED)
@@ -249,11 +310,11 @@ class Earlier:
             if staged.exists() and staged.stat().st_size >= end:
                 for _, group in groupby(rows, key=image_of):
                     windows = list(group)
-                    self.images[mark(windows)] = (staged, windows)
+                    self.images[mark(windows, masks)] = (staged, windows)
 
     def take(self, windows: list[Sample]) -> list[tuple[Found, bytes]] | None:
         """What was found then and the bytes staged then, or None where pixels must be read."""
-        staged, rows = self.images.get(mark(windows), (None, []))
+        staged, rows = self.images.get(mark(windows, self.masks), (None, []))
         if staged is None:
             return None
         by_key = {row.key: row for row in rows}

@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
 from ..errors import StageError
+from ..manifest import MaskSource
 from ..sample import Sample, Spec, digest, from_table, mix64
 from ..staging import StagedFiles
 
@@ -26,19 +28,26 @@ BLOCK = 512  # bytes of a tar header, and what a payload is padded to
 END = b"\0" * (2 * BLOCK)
 PARTIAL = ".partial"  # folder in OUT of what is being written
 SHARD = b"datakit.shard"
+SEG, TXT = "seg.png", "txt"  # members: the mask, the captions
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+NO_RANGE = (-1.0, -1.0)
 
 
 class Shards(Spec):
     """How samples are spread over tars: as evenly as whole samples allow."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     max_samples: int = Field(10_000, gt=0)
     max_mb: float = Field(1_000, gt=0, description="10^6 bytes of images")
+    captions: bool = Field(False, description="every sample has a member txt, its captions one a line")
     split: str = Field(
         "train", pattern=r"^[A-Za-z0-9_]*$", description='name of the one split; "" keeps the splits of the sources'
     )
+
+    def members(self, image: str, masks: bool) -> tuple[str, ...]:
+        """The members of every sample, in the order they lie in a shard. image: the suffix of the images."""
+        return (image, "json", *[SEG] * masks, *[TXT] * self.captions)
 
     def cuts(self, image_bytes: int, samples: int) -> list[int]:
         """Where shards begin and end: [0, …, samples]."""
@@ -65,23 +74,22 @@ class Rows:
         used, part = np.unique(self.part[chosen], return_inverse=True)
         return Rows(tuple(self.parts[n] for n in used.tolist()), part.astype(np.int32), self.row[chosen])
 
-    def read(self) -> pa.Table:
-        """The records, in order; of each part only the row groups that are needed."""
-        tables, places = [], np.empty(len(self), np.int64)
-        begin = 0
-        for n, path in enumerate(self.parts):
-            wanted = np.flatnonzero(self.part == n)
-            tables.append(_read_rows(path, self.row[wanted]))
-            places[wanted] = begin + np.arange(len(wanted))
-            begin += len(wanted)
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """The records, or some columns of them, in order; of each part only the row groups that are needed."""
+        by_part = np.argsort(self.part, kind="stable")
+        used, begins = np.unique(self.part[by_part], return_index=True)
+        wanted = np.split(self.row[by_part], begins[1:])
+        tables = [_read_rows(self.parts[n], rows, columns) for n, rows in zip(used.tolist(), wanted, strict=True)]
+        places = np.empty(len(self), np.int64)
+        places[by_part] = np.arange(len(self))
         return pa.concat_tables(tables).take(pa.array(places))
 
 
-def _read_rows(path: Path, rows: NDArray[np.int64]) -> pa.Table:
+def _read_rows(path: Path, rows: NDArray[np.int64], columns: list[str] | None) -> pa.Table:
     file = pq.ParquetFile(path)
     begins = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
     groups = np.unique(np.searchsorted(begins, rows, side="right") - 1)
-    table = file.read_row_groups(groups.tolist())
+    table = file.read_row_groups(groups.tolist(), columns)
     base = np.concatenate([np.arange(begins[g], begins[g + 1]) for g in groups.tolist()])
     return table.take(pa.array(np.searchsorted(base, rows))).replace_schema_metadata(None)
 
@@ -92,8 +100,9 @@ class ShardJob:
 
     name: str
     split: str
-    suffix: str  # of the images
+    members: tuple[str, ...]  # of every sample; the image is the first
     rows: Rows
+    changes: pa.Table  # `id` and fields of some of them that differ from the records
     reach: dict[str, int]  # the last byte of each staging file that it needs
     sidecar: Path  # where the shard's records go: in the work folder
     out: Path
@@ -135,16 +144,16 @@ def written(job: ShardJob) -> dict[str, Any] | None:
 
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
-    table = job.rows.read()
+    table = changed(job.rows.read(), job.changes)
     temporary = partial_path(job.out, job.name)
     hasher = hashlib.sha256()
     places = []
     with StagedFiles(job.work) as staged, temporary.open("wb") as file:
         offset = 0
         for sample in from_table(table):
-            members = ((job.suffix, staged.read(sample)), ("json", sample_json(sample)))
             row = []
-            for suffix, data in members:
+            for suffix in job.members:
+                data = payload(suffix, sample, staged)
                 block = member(f"{sample.key}.{suffix}", data)
                 file.write(block)
                 hasher.update(block)
@@ -165,7 +174,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
         "bytes": offset + len(END),
         "sha256": hasher.hexdigest(),
     }
-    names = [f"{s}_{what}" for s in (job.suffix, "json") for what in ("offset", "bytes")]
+    names = [f"{s}_{what}" for s in job.members for what in ("offset", "bytes")]
     for n, name in enumerate(names):
         table = table.append_column(name, pa.array([row[n] for row in places], pa.int64()))
     table = table.replace_schema_metadata({SHARD: json.dumps(about)})
@@ -177,6 +186,29 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     part_note.write_text(json.dumps(seen(job)))
     part_note.replace(note)
     return about
+
+
+def payload(suffix: str, sample: Sample, staged: StagedFiles) -> bytes:
+    """What a member of a sample holds."""
+    if suffix == "json":
+        return sample_json(sample)
+    if suffix == TXT:
+        return "\n".join(" ".join(caption.split()) for caption in sample.captions).encode()
+    return staged.read_mask(sample) if suffix == SEG else staged.read(sample)
+
+
+def changed(table: pa.Table, changes: pa.Table) -> pa.Table:
+    """Records with the fields that `changes` gives for their ids."""
+    if not changes.num_rows:
+        return table
+    place = pc.index_in(table.column("id"), value_set=changes.column("id").combine_chunks())
+    for field in changes.schema:
+        if field.name != "id":
+            new, old = changes.column(field.name).to_pylist(), table.column(field.name).to_pylist()
+            values = [before if at is None else new[at] for before, at in zip(old, place.to_pylist(), strict=True)]
+            n = table.schema.get_field_index(field.name)
+            table = table.set_column(n, table.schema.field(n), pa.array(values, field.type))
+    return table
 
 
 def partial_path(out: Path, name: str) -> Path:
@@ -193,12 +225,19 @@ def member(name: str, data: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + data + b"\0" * (-len(data) % BLOCK)
 
 
+def mask_classes(sample: Sample) -> str:
+    """JSON text of the names of the classes of `seg.png` by level; {} where none are known, or there is no mask."""
+    classes = MaskSource.from_json(sample.mask).classes if sample.mask and sample.mask_bytes else {}
+    return json.dumps({str(level): name for level, name in sorted(classes.items())})
+
+
 def sample_json(sample: Sample) -> bytes:
     """What goes into a shard about a sample: the same keys in each, one type each, never null.
 
     Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists whose length
     varies are JSON text. Readers that guess types from a few samples then guess right.
     """
+    size = (sample.width, sample.height) if sample.scale == 1 else (sample.image_width, sample.image_height)
     plain = {
         "source": sample.source,
         "name": sample.name,
@@ -207,7 +246,7 @@ def sample_json(sample: Sample) -> bytes:
         "height": sample.height,
         "image_width": sample.image_width,
         "image_height": sample.image_height,
-        "window": list(sample.window or (0, 0, sample.width, sample.height)),
+        "window": list(sample.window or (0, 0, *size)),
         "crs": sample.crs,
         "transform": [float(v) for v in sample.transform or NO_TRANSFORM],
         "gcps": sample.gcps,
@@ -217,5 +256,16 @@ def sample_json(sample: Sample) -> bytes:
         "split": sample.split,
         "label": sample.label,
         "boxes": sample.boxes,
+        "label_source": sample.label_source,
+        "boxes_source": sample.boxes_source,
+        "also": sample.also,
+        "gsd_from": sample.gsd_from,
+        "gsd_range_m": [float(v) for v in sample.gsd_range_m or NO_RANGE],
+        "scale": float(sample.scale),
+        "captions": json.dumps(list(sample.captions)),
+        "bands": json.dumps(list(sample.bands)),
+        "dtype": sample.dtype,
+        "narrowed": sample.narrowed,
+        "mask_classes": mask_classes(sample),
     }
     return json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
-from .. import boxes, place
+from .. import boxes, place, scales
 from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
 from ..windows import crops_per_area, grid, scattered
 
 __all__ = ["Grid", "Random", "Slice", "grid"]
 
+SAME_GSD = 0.01  # share by which an image may be finer and still pass as it is
+MAX_SCALE = 1024  # sums over the px of the source are 64-bit integers
 MAX_WINDOWS = 1 << 18  # of one image: a header that promises more is a lie or a bomb
 
 
@@ -76,11 +78,16 @@ class Random(Spec):
 
 
 class Slice(Spec):
-    """Windows of each image, as records of their own; boxes and places follow."""
+    """Windows of each image, as records of their own; boxes and places follow.
+
+    With `gsd_m`, images are first reduced to that many metres a pixel, by area: windows are in px of the result. Images
+    within 1 % of it, coarser ones and those of an unknown distance stay at their own scale: see rule `gsd`.
+    """
 
     VERSION: ClassVar[int] = 1
     grid: Grid | None = None
     random: Random | None = None
+    gsd_m: float | None = Field(None, gt=0, description="finer images are reduced to this, metres per pixel")
 
     @model_validator(mode="after")
     def _one_way(self) -> Slice:
@@ -96,30 +103,63 @@ class Slice(Spec):
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         return to_table(tile for sample in from_table(records) for tile in self.tiles(sample))
 
+    def scale(self, sample: Sample) -> float:
+        """Px of an image that a px of its windows spans; 1.0: it stays as it is. ValueError where it cannot be so."""
+        if self.gsd_m is None or not sample.gsd_m or sample.gsd_m < 0:
+            return 1.0
+        scale = self.gsd_m / sample.gsd_m
+        if scale > MAX_SCALE:
+            raise ValueError(f"over {MAX_SCALE} px to one of {self.gsd_m} m: its gsd_m would be {sample.gsd_m}")
+        return scale if scale > 1 + SAME_GSD else 1.0
+
     def tiles(self, sample: Sample) -> list[Sample]:
         """The windows of an image, or the image itself."""
         way = self.grid or self.random
         try:
-            windows = way.windows(sample) if way else []
+            scale = self.scale(sample)
+            whole = reduced(sample, scale)
+            windows = way.windows(whole) if way else []
         except ValueError as exc:
             return [sample.drop("larger_than", str(exc))]
         if not windows:
-            return [sample]
-        shapes = boxes.by_window(boxes.loads(sample.boxes), windows)
-        places = place.footprints(sample, windows)
-        return [cut_out(sample, *each) for each in zip(windows, shapes, places, strict=True)]
+            return [whole]
+        shapes = boxes.by_window(boxes.loads(whole.boxes), windows)
+        ours = windows if scale == 1 else [scales.in_source(w, scale, sample.width, sample.height) for w in windows]
+        places = place.footprints(sample, ours)
+        return [cut_out(whole, *each) for each in zip(ours, shapes, places, windows, strict=True)]
 
 
-def cut_out(sample: Sample, window: Window, shapes: list[boxes.Box], footprint: place.Footprint) -> Sample:
-    """A window of an image as a record of its own."""
+def reduced(sample: Sample, scale: float) -> Sample:
+    """A whole image at a scale, as a record: the same ground in fewer px."""
+    if scale == 1:
+        return sample
+    width, height = scales.reduced_size(sample.width, sample.height, scale)
+    transform, gcps = place.shifted(sample, Window(0, 0, width, height), scale)
+    return replace(
+        sample,
+        width=width,
+        height=height,
+        scale=scale,
+        gsd_m=None if sample.gsd_m is None else sample.gsd_m * scale,
+        transform=transform,
+        gcps=gcps,
+        boxes=boxes.dumps(boxes.scaled(boxes.loads(sample.boxes), 1 / scale)),
+    )
+
+
+def cut_out(
+    sample: Sample, window: Window, shapes: list[boxes.Box], footprint: place.Footprint, exact: Window | None = None
+) -> Sample:
+    """A window of an image as a record of its own. exact: where it lies in the reduced image, if `sample` is one."""
     key = make_key(sample.source, sample.name, window)
-    transform, gcps = place.shifted(sample, window)
+    exact = exact or window
+    transform, gcps = place.shifted(sample, exact)
     return replace(
         sample,
         key=key,
         id=key_id(key),
-        width=window.width,
-        height=window.height,
+        width=exact.width,
+        height=exact.height,
         window=window,
         transform=transform,
         gcps=gcps,

@@ -1,0 +1,232 @@
+"""All records that no stage has dropped, in columns: how they and their images look, and what ranks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .looks import SCENE, TILE, TURNS, Ints, Looks
+from .sample import SCHEMA, key_id, make_key
+from .sources.scan import Source
+from .stages.dedup import Facts, Windows
+from .stages.shards import Rows
+
+LOSSY = ("JPEG", "WEBP")
+NO_DAY = -(1 << 40)
+RANK = [
+    "id",
+    "source",
+    "name",
+    "window",
+    "width",
+    "height",
+    "image_width",
+    "image_height",
+    "label",
+    "boxes",
+    "format",
+    "acquired",
+]
+SAID = ("dropped", "detail", "lost_to", "distance_bits", "turned")
+LOST = pa.schema(
+    [("part", pa.int32()), ("row", pa.int64()), *((n, SCHEMA.field(n).type) for n in ("key", "source", *SAID))]
+)
+NEEDS = [*RANK, "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """N records, and the I images that they are of."""
+
+    rows: Rows
+    source: NDArray[Any]  # (N,) names
+    facts: Facts  # of the records
+    looks: Looks
+    windows: Windows  # their images, 0..I-1, and where in them they lie
+    whole: NDArray[np.bool_]  # (N,) the record is its image
+    image_facts: Facts
+    image_looks: Looks
+    first: Ints  # (I,) a record of each image
+    day: Ints  # (I,) since 1970; NO_DAY where the date is not known
+    place: Ints  # (I,) a number for each place that names tell; -1 where they tell none
+    acquisition: Ints  # (I,) likewise for the acquisition that images are products of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, rows: Ints, *columns: str) -> list[dict[str, Any]]:
+        """Columns of some records, from the parts."""
+        found: list[dict[str, Any]] = self.rows.take(rows).read([*columns]).to_pylist() if len(rows) else []
+        return found
+
+    def image_keys(self, images: Ints) -> list[str]:
+        """Keys of images: of one in tiles, that which it had before it was sliced."""
+        names = self.texts(self.first[images], "source", "name")
+        return [make_key(row["source"], row["name"]) for row in names]
+
+    def lost(self, rows: Ints, dropped: Sequence[str], to: Sequence[str], match: Match | None = None) -> pa.Table:
+        """A table of LOST, in order of rows. dropped: why each goes, to: what it loses to, match: how alike."""
+        order = np.argsort(rows, kind="stable")
+        columns = {
+            "part": self.rows.part[rows],
+            "row": self.rows.row[rows],
+            "key": [row["key"] for row in self.texts(rows, "key")],
+            "source": self.source[rows],
+            "dropped": list(dropped),
+            "detail": [""] * len(rows),
+            "lost_to": list(to),
+            "distance_bits": [None] * len(rows) if match is None else match.bits,
+            "turned": [""] * len(rows) if match is None else [TURNS[p] for p in match.place.tolist()],
+        }
+        return pa.table([pa.array(columns[f.name], f.type) for f in LOST], schema=LOST).take(pa.array(order))
+
+
+class Match(NamedTuple):
+    """How alike the rows of a table of LOST are to what they lose to."""
+
+    bits: NDArray[np.int32]
+    place: NDArray[np.int8]
+
+
+def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -> Crowd:
+    """Read what is kept in the last parts; how things look goes to files in `folder`, mapped, not to memory.
+
+    sources: in the recipe's order.
+    """
+    most = max(sum(pq.read_metadata(path).num_rows for path in parts), 1)
+    tiles, scenes = Looks.empty(most, folder / "tiles"), Looks.empty(most, folder / "scenes")
+    rank = {source.name: n for n, source in enumerate(sources)}
+    names = Names(sources)
+    some: list[dict[str, NDArray[Any]]] = []
+    images: list[dict[str, NDArray[Any]]] = []
+    n, i = 0, 0
+    for number, path in enumerate(parts):
+        table = pq.read_table(path, columns=NEEDS)
+        stays = np.flatnonzero(pc.equal(table.column("dropped"), "").to_numpy())
+        table = table.take(pa.array(stays))
+        if not table.num_rows:
+            continue
+        mine = _records(table, rank)
+        tiles.put(n, table, TILE)
+        first, its = _images(table, mine)
+        scenes.put(i, table.take(pa.array(first)), SCENE)
+        mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
+        some.append(mine)
+        images.append({**its, **names.read(table.take(pa.array(first))), "first": first + n})
+        n, i = n + len(stays), i + len(first)
+    c, im = _joined(some), _joined(images)
+    return Crowd(
+        rows=Rows(tuple(parts), c["part"], c["row"].astype(np.int64)),
+        source=c["name_of_source"],
+        facts=Facts(*(c[name] for name in Facts._fields)),
+        looks=tiles.cut(n),
+        windows=Windows(c["image"], c["window"]),
+        whole=c["whole"],
+        image_facts=Facts(*(im[name] for name in Facts._fields)),
+        image_looks=scenes.cut(i),
+        first=im["first"],
+        day=im["day"],
+        place=im["place"],
+        acquisition=im["acquisition"],
+    )
+
+
+class Names:
+    """What names and dates of images tell: numbers for places and acquisitions."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        about = {source.name: source.collection for source in sources}
+        self.patterns = {name: {"place": c.place, "acquisition": c.acquisition} for name, c in about.items()}
+        self.family = {name: min([c.name, *c.twin_of]) for name, c in about.items()}  # twins name one another
+        self.known: dict[tuple[str, str, str], int] = {}
+
+    def read(self, images: pa.Table) -> dict[str, Ints]:
+        """Columns day, place and acquisition of images."""
+        rows = images.select(["source", "name", "acquired"]).to_pylist()
+        columns = {
+            what: np.array([self.number(what, row) for row in rows], np.int64) for what in ("place", "acquisition")
+        }
+        return {**columns, "day": np.array([day_of(row["acquired"]) for row in rows], np.int64)}
+
+    def number(self, what: str, row: dict[str, str]) -> int:
+        source = row["source"].partition("/")[0]
+        pattern = self.patterns[source][what]
+        found = pattern.search(row["name"]) if pattern else None
+        if found is None or found[1] is None:
+            return -1
+        key = (what, self.family[source], found[1])
+        return self.known.setdefault(key, len(self.known))
+
+
+def day_of(acquired: str) -> int:
+    """The day of an ISO date or time, since 1970; NO_DAY where there is none."""
+    try:
+        return int(np.datetime64(acquired[:10], "D").astype(np.int64)) if acquired else NO_DAY
+    except ValueError:
+        return NO_DAY
+
+
+def _joined(some: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+
+
+def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
+    """Columns of the records of one part."""
+
+    def numbers(name: str, absent: float = 0.0) -> NDArray[np.float64]:
+        values = table.column(name).to_numpy().astype(np.float64)
+        return np.where(np.isnan(values), absent, values)
+
+    source = table.column("source").to_numpy()
+    width, height = table.column("width").to_numpy(), table.column("height").to_numpy()
+    windows = table.column("window").combine_chunks()
+    whole = np.asarray(pc.is_null(windows))
+    window = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1).astype(np.int32)
+    window[~whole] = windows.filter(pa.array(~whole)).flatten().to_numpy().reshape(-1, 4)
+    named = pc.binary_join_element_wise(table.column("source"), table.column("name"), "\0").combine_chunks()
+    has_boxes = np.asarray(pc.not_equal(table.column("boxes"), "[]"))
+    return {
+        "id": table.column("id").to_numpy(),
+        "source": np.array([rank[name.partition("/")[0]] for name in source.tolist()], np.int64),
+        "name_of_source": source,
+        "labelled": np.asarray(pc.not_equal(table.column("label"), "")) | has_boxes,
+        "px": width.astype(np.int64) * height,
+        "sharpness": numbers("sharpness"),
+        "gsd_m": numbers("gsd_m", np.inf),
+        "valid_share": numbers("valid_share"),
+        "lossless": ~np.isin(table.column("format").to_numpy().astype(str), LOSSY),
+        "image": named.dictionary_encode().indices.to_numpy().astype(np.int64),
+        "window": window,
+        "whole": whole,
+    }
+
+
+def _images(table: pa.Table, mine: dict[str, NDArray[Any]]) -> tuple[Ints, dict[str, NDArray[Any]]]:
+    """The first record of each image of a part, and columns of the images: an image is never in two parts."""
+    image = mine["image"]
+    _, first, counts = np.unique(image, return_index=True, return_counts=True)
+    names = table.select(["source", "name"]).take(pa.array(first)).to_pylist()
+    px = table.column("image_width").to_numpy().astype(np.int64) * table.column("image_height").to_numpy()
+
+    def mean(name: str) -> NDArray[np.float64]:
+        means: NDArray[np.float64] = np.bincount(image, mine[name], len(first)) / counts
+        return means
+
+    return first, {
+        "id": np.array([key_id(make_key(row["source"], row["name"])) for row in names], np.int64),
+        "source": mine["source"][first],
+        "labelled": np.bincount(image, mine["labelled"], len(first)) > 0,
+        "px": px[first],
+        "sharpness": mean("sharpness"),
+        "gsd_m": mine["gsd_m"][first],
+        "valid_share": mean("valid_share"),
+        "lossless": mine["lossless"][first],
+    }

@@ -1,0 +1,165 @@
+"""Which records go because of what others look like: protect, dedup and same_place, in that order.
+
+They look at all records of the last parts at once, over columns. What each decided is kept in the work folder, and is
+not decided again while the records, the lists and the stage's own fields stay the same.
+
+same_place comes last: the tiles that cover another's ground must be there in the end. Were dedup to come after it, an
+image could go as the duplicate of one whose tiles went because of it, and their ground would be in no tile at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from . import guard, image, merge, run
+from .crowd import Crowd, read_crowd
+from .merge import CHANGES, Merged
+from .recipe import Recipe
+from .run import Funnel
+from .sample import Spec, digest
+from .stages.dedup import order
+from .stages.protect import certificate
+from .stages.same_place import NEEDS as PLACED
+from .stages.same_place import covered
+
+STAGES = ("protect", "dedup", "same_place")
+FOLDER = "decided"  # below the work folder
+ABOUT = b"datakit.about"
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@dataclass
+class Decided:
+    """What was decided, by stage: records that go (LOST), what is to be said, and what kept records took over."""
+
+    lost: dict[str, pa.Table] = field(default_factory=dict)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changes: pa.Table = field(default_factory=CHANGES.empty_table)
+    funnels: dict[str, Funnel] = field(default_factory=dict)
+    reported: pa.Table | None = None  # duplicates that were only counted
+    paths: list[Path] = field(default_factory=list)  # of the work folder
+
+    def gone(self) -> dict[int, NDArray[np.int64]]:
+        """Rows that go, by part."""
+        tables = self.lost.values()
+        if not sum(table.num_rows for table in tables):
+            return {}
+        part, row = (np.concatenate([t.column(name).to_numpy() for t in tables]) for name in ("part", "row"))
+        order = np.argsort(part, kind="stable")
+        parts, begins = np.unique(part[order], return_index=True)
+        return dict(zip(parts.tolist(), np.split(row[order], begins[1:]), strict=True))
+
+
+@dataclass
+class Decider:
+    """Decides, stage by stage; reads the records only if something is not known yet."""
+
+    recipe: Recipe
+    parts: Sequence[Path]
+    roots: dict[str, Path]
+    work: Path
+    aside: Path
+    map: Map
+    say: Callable[[str], None]
+    counts: Counter[str]
+
+    def __call__(self, came: Counter[str]) -> Decided:
+        """Decide, or remember. came: records kept so far, by source."""
+        decided = Decided()
+        (self.work / FOLDER).mkdir(exist_ok=True)
+        known = digest(*(str(path.relative_to(self.work)) for path in self.parts))
+        for stage in STAGES:
+            spec = self.spec(stage)
+            if spec is None:
+                continue
+            ranked = [*self.recipe.prefer, *(source.name for source in self.recipe.sources)]
+            known = spec.digest(known, str(getattr(spec, "VERSION", 0)), *ranked, *image.versions().values())
+            path = self.work / FOLDER / f"{stage}-{known}.parquet"
+            changes = self.work / FOLDER / f"{stage}-{known}.changes.parquet"
+            if not path.exists():
+                made = self.decide(stage, decided)
+                run.commit(made.changes, changes, self.aside)
+                run.commit(made.lost.replace_schema_metadata({ABOUT: json.dumps(made.about)}), path, self.aside)
+            decided.paths += [path, changes, *self.caches(stage)]
+            lost = pq.read_table(path)
+            decided.about[stage] = json.loads(lost.schema.metadata[ABOUT])
+            lost = lost.replace_schema_metadata(None)
+            if stage == "dedup" and decided.about[stage]["action"] == "report":
+                decided.reported, lost = lost, lost.slice(0, 0)
+            decided.lost[stage] = lost
+            decided.changes = pq.read_table(changes).cast(CHANGES) if stage == "dedup" else decided.changes
+            decided.funnels[stage] = funnel_of(came, lost)
+            came = decided.funnels[stage].made
+        decided.about.setdefault("protect", certificate(self.recipe.protect, [], {}, []))
+        return decided
+
+    def spec(self, stage: str) -> Spec | None:
+        """The stage's fields; None if there is nothing to do."""
+        found: Spec | None = getattr(self.recipe, stage)
+        return None if stage == "protect" and not self.recipe.protect.lists else found
+
+    def caches(self, stage: str) -> list[Path]:
+        """Files of the work folder that make deciding again cheap."""
+        return sorted((self.work / {"same_place": "same_place", "dedup": "cnn"}.get(stage, "-")).rglob("*.parquet"))
+
+    def decide(self, stage: str, decided: Decided) -> Merged:
+        alive = self.alive(decided)
+        if stage == "same_place":
+            return self.same_place(alive)
+        if stage == "dedup":
+            return merge.dedup(self.recipe, self.crowd, alive, self.work, self.say)
+        lost, about = guard.protect(self.recipe.protect, self.crowd, alive, self.say)
+        return Merged(lost, about, CHANGES.empty_table())
+
+    @cached_property
+    def crowd(self) -> Crowd:
+        return read_crowd(self.parts, self.recipe.sources, self.aside)
+
+    def alive(self, decided: Decided) -> NDArray[np.bool_]:
+        """Records that no stage has dropped so far, (N,)."""
+        rows = self.crowd.rows  # in order of part and row
+        alive = np.ones(len(rows), bool)
+        for part, gone in decided.gone().items():
+            begin, end = np.searchsorted(rows.part, [part, part + 1])
+            alive[begin + np.searchsorted(rows.row[begin:end], gone)] = False
+        return alive
+
+    def same_place(self, alive: NDArray[np.bool_]) -> Merged:
+        """Tiles whose ground kept tiles of other images show, too. Images are ranked as a whole: one covers another."""
+        crowd, spec = self.crowd, self.recipe.same_place
+        if spec is None:
+            raise ValueError("the recipe has no same_place")
+        rank = np.empty(len(crowd.first), np.int64)
+        rank[order(crowd.image_facts, self.recipe.prefer)] = np.arange(len(rank))
+        by = order(crowd.facts, self.recipe.prefer)
+        by = by[np.argsort(rank[crowd.windows.image[by]], kind="stable")]
+        by = by[alive[by]]
+        table = crowd.rows.take(by).read([*dict.fromkeys(["key", *PLACED])])
+        counts: Counter[str] = Counter()
+        goes = covered(spec, table, self.roots, self.work, self.map, counts, self.recipe.cut.narrow)
+        self.counts += counts
+        keys = table.column("key").to_pylist()
+        rows = by[np.array(list(goes), np.int64)]
+        to = [" ".join(keys[k] for k in those) for those in goes.values()]
+        lost = crowd.lost(rows, ["same_place"] * len(rows), to)
+        return Merged(lost, {"not_aligned": counts["not_aligned"]}, CHANGES.empty_table())
+
+
+def funnel_of(came: Counter[str], lost: pa.Table) -> Funnel:
+    """What came, stayed and went, by source."""
+    left = came - Counter(lost.column("source").to_pylist())
+    funnel = Funnel(Counter(came), left, Counter(left))
+    for row in lost.group_by(["source", "dropped"]).aggregate([([], "count_all")]).to_pylist():
+        funnel.dropped.setdefault(row["source"], Counter())[row["dropped"]] = row["count_all"]
+    return funnel

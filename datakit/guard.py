@@ -1,0 +1,96 @@
+"""Records compared with held-out lists: whole images first, then tiles, then places on the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .crowd import LOST, Crowd, Match
+from .footprints import overlapping
+from .looks import TURNS
+from .stages.protect import HeldOut, Matches, Protect, certificate
+
+Bools = NDArray[np.bool_]
+
+
+def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
+    """Records that must go (LOST), and the certificate. alive: (N,) records that take part."""
+    lists = spec.read()
+    alive = alive.copy()
+    compared = {
+        "images": len(np.unique(crowd.windows.image[alive])),
+        "tiles": int(alive.sum()),
+        "placed": 0,
+        "refused": 0,
+    }
+    tables, told = [LOST.empty_table()], []
+    for held in lists:
+        say(f"protect: comparing with {held.about['images']:,} images of {held.who}")
+        for find in (_images, _tiles, _places):
+            matches, goes, level = find(spec, crowd, alive, held, compared)
+            told += _told(crowd, held, matches, level)
+            tables.append(_lost(crowd, held, goes, level))
+            alive[goes.row] = False
+    return pa.concat_tables(tables), certificate(spec, lists, compared, told)
+
+
+Found = tuple[Matches, Matches, str]  # what matched, the records that go for it, and what was compared
+
+
+def _images(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
+    """Whole images: all records of one that matches go."""
+    images = np.unique(crowd.windows.image[alive])
+    matches = spec.find(crowd.image_looks, held).only(images)
+    compared["refused"] += len(matches.refused)
+    rows = np.flatnonzero(alive & np.isin(crowd.windows.image, matches.row))
+    return matches, matches.of(np.searchsorted(matches.row, crowd.windows.image[rows]))._replace(row=rows), "image"
+
+
+def _tiles(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
+    matches = spec.find(crowd.looks, held).only(np.flatnonzero(alive))
+    compared["refused"] += len(matches.refused)
+    return matches, matches, "tile"
+
+
+def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
+    """Records whose footprint overlaps that of a held-out image."""
+    entries, theirs = held.footprints()
+    rows, mine = np.zeros(0, np.int64), np.zeros((0, 8))
+    if spec.footprints and len(entries) and alive.any():
+        rows = np.flatnonzero(alive)
+        column = crowd.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
+        placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
+        rows, mine = rows[placed], column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
+        compared["placed"] = max(compared["placed"], len(rows))
+    pairs = overlapping(theirs, mine, spec.footprint_share)
+    none = np.zeros(len(pairs), np.int8)
+    matches = Matches(rows[pairs[:, 1]], entries[pairs[:, 0]], none, none.astype(np.int32), rows[:0]).nearest()
+    return matches, matches, "place"
+
+
+def _lost(crowd: Crowd, held: HeldOut, goes: Matches, level: str) -> pa.Table:
+    """Records that go. A window goes with its scene as `protected_scene`; where it alone matched, as `protected`."""
+    whole = crowd.whole[goes.row]
+    reasons = ["protected_scene" if level == "image" and not w else "protected" for w in whole.tolist()]
+    reasons = ["protected_place"] * len(whole) if level == "place" else reasons
+    entries = {n: held.spell(n) for n in np.unique(goes.entry).tolist()}
+    match = None if level == "place" else Match(goes.bits, goes.place)
+    return crowd.lost(goes.row, reasons, [entries[n] for n in goes.entry.tolist()], match)
+
+
+def _told(crowd: Crowd, held: HeldOut, matches: Matches, level: str) -> list[dict[str, Any]]:
+    """Matches as the certificate lists them."""
+    keys = crowd.image_keys(matches.row) if level == "image" else [r["key"] for r in crowd.texts(matches.row, "key")]
+    looks = crowd.image_looks if level == "image" else crowd.looks
+    told = []
+    for key, row, entry, place, bits in zip(keys, *(c.tolist() for c in matches[:4]), strict=True):
+        equal = level != "place" and looks.digests[row] == held.looks.digests[entry]
+        how = "footprint" if level == "place" else "equal pixels" if equal else "signature"
+        one = {"key": key, "level": level, "held_out": held.spell(entry), "how": how}
+        told.append(one if level == "place" else {**one, "distance_bits": bits, "turned": TURNS[place]})
+    return sorted(told, key=lambda one: str(one["key"]))

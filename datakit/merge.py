@@ -1,0 +1,220 @@
+"""Duplicates among all records: whole images first, then tiles; what was kept takes over from its exact duplicates."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from . import semantic
+from .crowd import Crowd, Match
+from .looks import CANNOT_SEE, PLACES, Ints, chance
+from .recipe import Recipe
+from .sample import SCHEMA, make_key
+from .series import Series, twins
+from .stages.dedup import Dedup, Pairs, Stars, order, overlap_share
+
+CHANGED = ("licences", "label", "label_source", "boxes", "boxes_source", "also")  # fields of a kept record
+CHANGES = pa.schema([("id", pa.int64()), *((name, SCHEMA.field(name).type) for name in CHANGED)])
+NO_BOXES = "[]"
+LARGEST = 10  # groups of duplicates that are named
+Bools = NDArray[np.bool_]
+
+
+class Merged(NamedTuple):
+    """What dedup decided."""
+
+    lost: pa.Table  # LOST
+    about: dict[str, Any]
+    changes: pa.Table  # CHANGES, of kept records
+
+
+def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[[str], None]) -> Merged:
+    """Records that duplicate kept ones. alive: (N,) records that take part."""
+    spec = recipe.dedup or Dedup()
+    series = Series(spec, crowd)
+    image = crowd.windows.image
+    there = np.zeros(len(crowd.first), bool)
+    there[image[alive]] = True
+    compared = [int(there.sum())]
+    say(f"dedup: comparing {compared[0]:,} images")
+    by = order(crowd.image_facts, recipe.prefer)
+    products = twins(crowd, by[there[by]])
+    there[list(products)] = False
+    whole = crowd.whole[crowd.first]
+    scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.pairs)
+    scenes = scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole are compared as tiles
+    there[scenes.lost] = False
+    dates = series.beyond(by[there[by]])
+    there[list(dates)] = False
+    rows = np.flatnonzero(alive & ~there[image])
+    left = alive & there[image]
+    centre = np.isin(image, scenes.kept[scenes.lost])  # others went for these: they must not go themselves
+    by = order(crowd.facts, recipe.prefer)
+    by = by[np.lexsort([np.arange(len(by)), ~(centre & crowd.whole)[by], ~centre[by]])]
+    by = by[left[by]]
+    compared.append(len(by))
+    say(f"dedup: comparing {len(by):,} tiles")
+
+    def of_series(one: Ints, other: Ints) -> Bools:
+        return series.pairs(image[one], image[other])
+
+    phash = spec.signature == "phash"
+    tiles = (
+        spec.find(crowd.looks, by, crowd.windows, of_series) if phash else cnn(spec, crowd, by, of_series, work, say)
+    )
+    singly = [_lost_images(crowd, alive, gone, why) for gone, why in ((products, "twin"), (dates, "series"))]
+    of_scenes = np.flatnonzero(alive & np.isin(image, scenes.lost))
+    lost = pa.concat_tables([*singly, _lost_scenes(crowd, scenes, of_scenes), _lost_tiles(crowd, tiles)])
+    summary = about(recipe, crowd, scenes, tiles, compared)
+    summary |= {"twins": len(products), "beyond_series": len(dates), "spared_in_series": len(series.spared)}
+    summary["goes"] = dict(sorted(Counter(lost.column("source").to_pylist()).items()))
+    if spec.action == "report":
+        return Merged(lost, summary, CHANGES.empty_table())
+    left[tiles.lost] = False
+    changes, conflicts = take_over(crowd, scenes, np.concatenate([rows, tiles.lost]), by[left[by]])
+    summary |= {"took_over": changes.num_rows, "conflicts": conflicts}
+    return Merged(lost, summary, changes)
+
+
+def _lost_images(crowd: Crowd, alive: Bools, gone: dict[int, int], why: str) -> pa.Table:
+    """All records of images that go for another one, by number: they lose to its key."""
+    rows = np.flatnonzero(alive & np.isin(crowd.windows.image, list(gone)))
+    kept = sorted(set(gone.values()))
+    keys = dict(zip(kept, crowd.image_keys(np.array(kept, np.int64)), strict=True))
+    to = [keys[gone[n]] for n in crowd.windows.image[rows].tolist()]
+    return crowd.lost(rows, [why] * len(rows), to)
+
+
+def _lost_scenes(crowd: Crowd, scenes: Stars, rows: Ints) -> pa.Table:
+    """All records of images that duplicate another image: they lose to its key."""
+    image = crowd.windows.image[rows]
+    kept, which = np.unique(scenes.kept[image], return_inverse=True)
+    keys = crowd.image_keys(kept)
+    reasons = ["duplicate" if whole else "duplicate_scene" for whole in crowd.whole[rows].tolist()]
+    return crowd.lost(rows, reasons, [keys[n] for n in which.tolist()], Match(scenes.bits[image], scenes.place[image]))
+
+
+def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:
+    rows = tiles.lost
+    kept, which = np.unique(tiles.kept[rows], return_inverse=True)
+    keys = [row["key"] for row in crowd.texts(kept, "key")]
+    match = Match(tiles.bits[rows], tiles.place[rows])
+    return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match)
+
+
+def cnn(spec: Dedup, crowd: Crowd, by: Ints, of_series: Pairs, work: Path, say: Callable[[str], None]) -> Stars:
+    """Tiles that duplicate kept ones by the cosine of their CNN vectors; flat ones by equal pixels."""
+    files = semantic.vectors_of(crowd.rows.parts, work, spec.model, say)
+    vectors = semantic.load(files)[1][by]
+
+    def agree(kept: Ints, rows: Ints) -> Bools:
+        kept, rows = by[kept], by[rows]
+        image, window = crowd.windows
+        same = image[kept] == image[rows]
+        within = overlap_share(window[kept], window[rows]) >= spec.overlap_share
+        differ = crowd.looks.digests[kept] != crowd.looks.digests[rows]
+        yes: Bools = np.where(same, within, ~(differ & of_series(kept, rows)))
+        return yes
+
+    flat = crowd.looks.flat(spec.flat_entropy_bits)[by]
+    star, _ = semantic.keep_stars_cosine(vectors, spec.cosine or 1.0, agree, flat, crowd.looks.digests[by])
+    kept = np.arange(len(crowd))
+    kept[by] = by[star]
+    bits = np.bitwise_count(crowd.looks.signatures[kept, 0] ^ crowd.looks.signatures[:, 0]).astype(np.int32)
+    return Stars(kept, np.zeros(len(crowd), np.int8), bits)
+
+
+def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: Sequence[int]) -> dict[str, Any]:
+    """What dedup.json says."""
+    spec = recipe.dedup or Dedup()
+    a_pair = chance(spec.radius_bits) * (PLACES if spec.orientations else 1)
+    levels = {}
+    for name, stars, n in (("images", scenes, compared[0]), ("tiles", tiles, compared[1])):
+        stars_of, size = np.unique(stars.kept[stars.lost], return_counts=True)
+        stars_of, size = (each[size >= np.sort(size)[-LARGEST:].min(initial=0)] for each in (stars_of, size))
+        keys = crowd.image_keys(stars_of) if name == "images" else [r["key"] for r in crowd.texts(stars_of, "key")]
+        largest = sorted(zip((-size).tolist(), keys, strict=True))[:LARGEST]
+        levels[name] = {
+            "compared": n,
+            "duplicates": len(stars.lost),
+            "random_matches_expected": n * (n - 1) / 2 * a_pair,
+            "largest": [{"key": key, "duplicates": -negative} for negative, key in largest],
+        }
+    return {
+        **spec.model_dump(mode="json"),
+        "prefer": list(recipe.prefer),
+        **levels,
+        "cannot_see": list(CANNOT_SEE),
+    }
+
+
+def take_over(crowd: Crowd, scenes: Stars, lost: Ints, kept: Ints) -> tuple[pa.Table, list[dict[str, str]]]:
+    """What kept records take over from exact duplicates (CHANGES), and where the two say different things.
+
+    lost: records that went as duplicates; kept: those that stay, best first. Equal pixels of a tile carry labels, boxes
+    and licences over; equal pixels of whole images carry label and licences to all tiles of the one that was kept.
+    """
+    image, digests = crowd.windows.image, crowd.image_looks.digests
+    same = scenes.lost[digests[scenes.lost] == digests[scenes.kept[scenes.lost]]]
+    others: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # of a kept record: duplicate, with its boxes
+    for row, other in _equal(crowd, kept, lost).tolist():
+        others[row].append((other, True))
+    twins_of: dict[int, list[int]] = defaultdict(list)
+    for twin in same.tolist():
+        twins_of[int(scenes.kept[twin])].append(twin)
+    for row in kept[np.isin(image[kept], scenes.kept[same])].tolist():
+        known = {int(image[other]) for other, _ in others[row]}
+        others[row] += [(int(crowd.first[twin]), False) for twin in twins_of[int(image[row])] if twin not in known]
+    rows = np.array(sorted({*others, *(other for those in others.values() for other, _ in those)}), np.int64)
+    facts = dict(zip(rows.tolist(), crowd.texts(rows, "id", "key", "source", "name", *CHANGED), strict=True))
+    changed, conflicts = [], []
+    for row in sorted(others, key=lambda n: str(facts[n]["key"])):
+        theirs = [facts[n] if boxes else _without_boxes(facts[n]) for n, boxes in others[row]]
+        one, said = inherit(facts[row], sorted(theirs, key=lambda fact: str(fact["key"])))
+        changed.append(one)
+        conflicts += said
+    return pa.Table.from_pylist(changed, schema=CHANGES), conflicts
+
+
+def _equal(crowd: Crowd, kept: Ints, lost: Ints) -> Ints:
+    """Pairs (kept, lost) of records with equal pixels, the best of several kept ones: (M, 2)."""
+    digests = crowd.looks.digests
+    known, first = np.unique(digests[kept], return_index=True)
+    if not len(known):
+        return np.zeros((0, 2), np.int64)
+    place = np.minimum(np.searchsorted(known, digests[lost]), len(known) - 1)
+    same = known[place] == digests[lost]
+    return np.stack([kept[first[place[same]]], lost[same]], axis=1)
+
+
+def _without_boxes(fact: dict[str, Any]) -> dict[str, Any]:
+    """A tile as its whole image: its boxes are of another window."""
+    return {**fact, "key": make_key(fact["source"], fact["name"]), "boxes": NO_BOXES}
+
+
+def inherit(own: dict[str, Any], others: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """A kept record with what its exact duplicates say, and where they contradict it."""
+    new = {name: own[name] for name in ("id", *CHANGED)}
+    conflicts, also = [], []
+    for other in others:
+        new["licences"] = [*new["licences"], *(name for name in other["licences"] if name not in new["licences"])]
+        for what, none in (("label", ""), ("boxes", NO_BOXES)):
+            if other[what] == none or other[what] == new[what]:
+                continue
+            if new[what] == none:
+                new[what], new[f"{what}_source"] = other[what], other["source"]
+            else:
+                told = {"kept": new[what], "other": other[what]} if what == "label" else {}
+                source = new[f"{what}_source"] or own["source"]
+                who = {"key": own["key"], "source": source, "other_key": other["key"], "other_source": other["source"]}
+                conflicts.append({"what": what, **who, **told})
+        about = {name: other[name] for name in ("key", "source", "label", "licences")}
+        also.append({**about, "boxes": len(json.loads(other["boxes"]))})
+    return {**new, "also": json.dumps(also)}, conflicts

@@ -1,0 +1,128 @@
+"""Is a picture in a build already? Asked of what the build left: images and tiles, in any orientation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .errors import DatakitError, ShardError, SourceError
+from .hamming import scan
+from .image import Narrow
+from .looks import PLACES, SCENE, TILE, TURNS, Looks
+from .manifest import Manifest
+from .run import Engine
+from .sample import Window, make_key
+from .signing import Signed, any_images, file_at, sign
+from .stages.dedup import Dedup
+from .stages.shards import Rows
+from .stages.slice import Grid, Slice
+from .validate import validate
+
+BACK = (0, 1, 2, 3, 4, 6, 5, 7)  # the place that undoes each: a turn by 90 degrees undoes one by 270
+LEVELS = (("tile", TILE), ("image", SCENE))
+
+
+class Hit(NamedTuple):
+    """A record of a build that a picture looks like."""
+
+    key: str
+    level: str  # "image" or "tile"
+    bits: int  # distance of the signatures
+    turned: str  # how it is flipped or rotated to look like the picture, "" = not at all
+    equal: bool  # pixel for pixel
+
+
+class Query:
+    """A build, loaded to be asked. Loading reads its signatures, 16 B a sample; a question then takes milliseconds."""
+
+    def __init__(self, out: str | Path) -> None:
+        recipe = Manifest.load(out).recipe
+        plain = {name: recipe.get(name) or {} for name in ("dedup", "slice", "cut")}
+        self.spec = validate(Dedup, plain["dedup"], "manifest.json: dedup")
+        narrow = plain["cut"].get("narrow")
+        self.narrow = validate(Narrow, narrow, "manifest.json: cut.narrow") if narrow else None
+        grid = plain["slice"].get("grid") or {"size_px": 512}
+        self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"))
+        self.path = Path(out) / "samples.parquet"
+        try:
+            file = pq.ParquetFile(self.path)
+            groups = range(file.num_row_groups)
+            self.signatures = {
+                level: np.concatenate([_first(file.read_row_group(n, [names[0]]), names[0]) for n in groups])
+                for level, names in LEVELS
+            }
+        except (OSError, ValueError, pa.ArrowException) as exc:
+            raise ShardError(f"{self.path}: {exc}. Build the set again to rewrite it") from None
+
+    def ask(self, looks: Looks, levels: tuple[str, ...], radius_bits: int | None = None) -> list[Hit]:
+        """What one picture looks like, nearest first: images once each, and tiles. looks: of the picture alone."""
+        radius = self.spec.radius_bits if radius_bits is None else radius_bits
+        hits: set[Hit] = set()
+        for level, names in LEVELS:
+            if level not in levels:
+                continue
+            rows, places, bits = scan(self.signatures[level], looks.signatures[0], radius)
+            found = self.read(rows, ["key", "source", "name", *names])
+            theirs = Looks.of(found, names)
+            back = np.array(BACK)[places]
+            alike = theirs.agree(
+                np.arange(len(rows)), looks, np.zeros(len(rows), np.int64), back, self.spec.thumbnail_levels
+            )
+            equal = theirs.digests == looks.digests[0]
+            flat = theirs.flat(self.spec.flat_entropy_bits) | looks.flat(self.spec.flat_entropy_bits)[0]
+            for n in np.flatnonzero(equal | (alike & ~flat)).tolist():
+                row = found.slice(n, 1).to_pylist()[0]
+                key = row["key"] if level == "tile" else make_key(row["source"], row["name"])
+                hits.add(Hit(key, level, int(bits[n]), TURNS[back[n]], bool(equal[n]) and not back[n]))
+        nearest: dict[tuple[str, str], Hit] = {}
+        for hit in sorted(hits, key=lambda h: (not h.equal, h.bits, h.level, h.key, h.turned)):
+            nearest.setdefault((hit.level, hit.key), hit)
+        return list(nearest.values())
+
+    def read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Columns of some samples."""
+        if not len(rows):
+            return pq.ParquetFile(self.path).schema_arrow.empty_table().select(columns)
+        return Rows((self.path,), np.zeros(len(rows), np.int32), rows).read(columns)
+
+    def sign(self, path: Path, window: Window | None = None) -> Signed:
+        """How an image looks, or a window of it; SourceError where it cannot be read."""
+        signed = sign(any_images("query"), path.parent, [file_at(path)], window or self.slice, self.narrow, Engine(0))
+        if not signed.records.num_rows:
+            why = "; ".join(reason for _, reason in signed.unsigned) or "not an image by its name"
+            raise SourceError(f"{path}: {why}. Give an image, or another window")
+        return signed
+
+    def spell(self, path: Path, window: Window | None = None, radius_bits: int | None = None) -> list[dict[str, Any]]:
+        """Answers about an image, or a window of it, as plain data; one that says so if there is none."""
+        records = self.sign(path, window).records.slice(0, 1)
+        whole = records.column("window")[0].as_py() is None
+        hits = []
+        if window or whole:  # as a tile, and where it is no larger than one, as an image
+            hits += self.ask(Looks.of(records, TILE), ("image", "tile"), radius_bits)
+        else:
+            hits += self.ask(Looks.of(records, SCENE), ("image",), radius_bits)
+        asked = {"image": str(path), "window": list(window) if window else None}
+        return [{**asked, "found": True, **hit._asdict()} for hit in hits] or [{**asked, "found": False}]
+
+
+def _first(table: pa.Table, name: str) -> NDArray[np.uint64]:
+    """The signature of the picture as it is, from a column of 8 each: (N,)."""
+    column = table.column(name).combine_chunks()
+    values: NDArray[np.uint64] = column.flatten().to_numpy()
+    if len(values) != PLACES * len(column):
+        raise ValueError("some samples have no signatures: they were built with measure: false")
+    return values.reshape(-1, PLACES)[:, 0].copy()
+
+
+def window_of(text: str) -> Window:
+    """A window from `left,top,width,height`."""
+    numbers = text.split(",")
+    if len(numbers) != 4 or not all(n.strip().isdecimal() for n in numbers) or not min(map(int, numbers[2:])):
+        raise DatakitError(f"--window {text}: write LEFT,TOP,WIDTH,HEIGHT in px, as in 0,512,512,512")
+    return Window(*map(int, numbers))

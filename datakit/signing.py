@@ -1,0 +1,194 @@
+"""How the images of a folder look: headers read, sliced and signed as a build does it, no bytes kept."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from . import __version__, image
+from .errors import SourceError
+from .files import File, home
+from .image import Narrow
+from .listing import find_files
+from .looks import SCENE, TILE
+from .manifest import Collection, Layout
+from .recipe import Recipe
+from .run import Engine, kept_rows
+from .sample import Part, Sample, Window, from_table, to_table
+from .sources.folder import files
+from .sources.scan import LABEL_SCHEMA, Scan, Source, listing
+from .stages.cut import Sign
+from .stages.protect import ENTRY, HeldOut
+from .stages.slice import Grid, Slice, cut_out
+
+CHUNK = 64  # images a task
+ANY_IMAGE = tuple(
+    "**/*." + "".join(f"[{c}{c.upper()}]" for c in suffix)
+    for suffix in ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jp2")
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some images to sign."""
+
+    number: int
+    records: list[Sample]
+    source: Source
+    root: Path
+    slice: Slice | Window
+    narrow: Narrow | None
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Records of SCHEMA of what was signed, whole or in windows; `unsigned`: name and reason of every other."""
+
+    records: pa.Table
+    unsigned: list[tuple[str, str]]
+    footprints: dict[str, tuple[float, ...]]  # of whole images, by name
+
+
+def any_images(name: str, about: Collection | None = None) -> Source:
+    """A folder of images of any kind as a source; `about` says which of its files are images, and their bands."""
+    about = about or Collection(
+        name="files",
+        title="",
+        homepage="",
+        licence="unstated",
+        modality="optical",
+        bands=("red", "green", "blue"),
+        layout=Layout(images=ANY_IMAGE),
+    )
+    layout = about.layout.model_copy(update={"labels": (), "label_files": ()})
+    return Source(name=name, path=".", collection=about.model_copy(update={"layout": layout}))
+
+
+def sign(
+    source: Source, root: Path, found: list[File], slice: Slice | Window, narrow: Narrow | None, engine: Engine
+) -> Signed:
+    """Sign the images among files, whole and in windows of `slice`, or one window of each; what cannot be is named."""
+    records = list(listing(source, found))
+    unsigned = [(r.name, r.dropped) for r in records if r.dropped and r.dropped != "unmatched"]
+    images = iter(r for r in records if not r.dropped)
+    numbers = count()
+    chunks = iter(lambda: list(islice(images, CHUNK)), [])
+    jobs = (Job(next(numbers), chunk, source, home(root), slice, narrow) for chunk in chunks)
+    done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
+    tables = [signed.records for _, signed in done] or [to_table([])]
+    footprints = {name: place for _, signed in done for name, place in signed.footprints.items()}
+    unsigned += [each for _, signed in done for each in signed.unsigned]
+    return Signed(pa.concat_tables(tables), sorted(set(unsigned)), footprints)
+
+
+def sign_some(job: Job) -> tuple[int, Signed]:
+    """Sign the images of a job."""
+    with tempfile.TemporaryDirectory(prefix="datakit-") as name:
+        work = Path(name)
+        aside = work / "aside"
+        (work / "labels").mkdir()
+        aside.mkdir()
+        pq.write_table(LABEL_SCHEMA.empty_table(), work / "labels" / "none.parquet")
+        part = Part(work / "part-0.parquet", aside, work, {job.source.name: job.root})
+        table = to_table(job.records)
+        way = job.slice if isinstance(job.slice, Slice) else partial(one_window, job.slice)
+        stages: list[Any] = [Scan(source=job.source, labels="none"), way, Sign(narrow=job.narrow)]
+        unsigned: list[tuple[str, str]] = []
+        places: dict[str, tuple[float, ...]] = {}
+        for stage in stages:
+            table = stage(kept_rows(table), part)
+            lost = table.filter(pc.not_equal(table.column("dropped"), ""))
+            unsigned += zip(*(lost.column(c).to_pylist() for c in ("name", "dropped")), strict=True)
+            if isinstance(stage, Scan):
+                columns = (table.column(c).to_pylist() for c in ("name", "footprint"))
+                places = {name: tuple(corners or ()) for name, corners in zip(*columns, strict=True)}
+        return job.number, Signed(kept_rows(table), unsigned, places)
+
+
+def one_window(window: Window, records: pa.Table, part: Part) -> pa.Table:
+    """That window of each image; images that it does not fit into are dropped."""
+    cut = []
+    for sample in from_table(records):
+        fits = window.left + window.width <= sample.width and window.top + window.height <= sample.height
+        cut.append(cut_out(sample, window, [], ()) if fits else sample.drop("window lies outside of the image"))
+    return to_table(cut)
+
+
+def file_at(path: Path) -> File:
+    """A plain file as `sign` takes it, relative to its folder."""
+    found = [file for file in files(path.parent, lambda name: name != path.name) if file.name == path.name]
+    if not found:
+        raise SourceError(f"{path}: no such image. Give a file of a folder, not one within an archive")
+    return found[0]
+
+
+def held_out(
+    folder: Path,
+    recipe: Recipe,
+    engine: Engine,
+    about: Collection | None = None,
+    name: str = "",
+    version: str = "",
+    split: str = "",
+) -> HeldOut:
+    """A held-out list of an evaluation set that lies at `folder`: its images whole, and through the recipe's grid.
+
+    about: the manifest of the collection, whose layout then says what is an image and, with `split`, of which split.
+    Random windows of a recipe fall elsewhere in each image: such a list holds whole images alone.
+    """
+    source = any_images("heldout", about)
+    found = find_files(source, folder)
+    if about and split:
+        if split not in about.splits or not about.splits[split].images:
+            known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
+            raise SourceError(
+                f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
+            )
+        found = [file for file in found if about.split_of(file.name) == split]
+    grid = recipe.slice if recipe.slice and recipe.slice.grid else None
+    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), recipe.cut.narrow, engine)
+    if not signed.records.num_rows:
+        raise SourceError(f"{folder}: no image could be signed. Name the folder of the evaluation images")
+    whole = entries_of(signed, SCENE)
+    tiles = entries_of(signed, TILE) if grid else ENTRY.empty_table()
+    unsigned = [{"name": file, "why": why} for file, why in signed.unsigned]
+    return HeldOut(
+        {
+            "name": name or (about.name if about else folder.resolve().name),
+            "title": about.title if about else "",
+            "version": version or (about.version or "" if about else ""),
+            "split": split,
+            "files": whole.num_rows + len({row["name"] for row in unsigned}),
+            "images": whole.num_rows,
+            "tiles": tiles.num_rows,
+            "unsigned": unsigned,
+            "grid": grid.model_dump(mode="json") if grid else None,
+            "narrow": recipe.cut.narrow.model_dump(mode="json") if recipe.cut.narrow else None,
+            "versions": {"datakit": __version__, **image.versions()},
+        },
+        pa.concat_tables([whole, tiles]),
+    )
+
+
+def entries_of(signed: Signed, columns: tuple[str, ...]) -> pa.Table:
+    """Entries of a list, in order of name and window: of the images (`SCENE`), or of their windows (`TILE`)."""
+    rows: list[dict[str, Any]] = []
+    seen = set()
+    for row in signed.records.select(["name", "window", *columns]).to_pylist():
+        if row["name"] in seen if columns == SCENE else not row["window"]:
+            continue
+        seen.add(row["name"])
+        looks = dict(zip(TILE, (row[c] for c in columns), strict=True))
+        place = {"window": None, "footprint": list(signed.footprints.get(row["name"], ()))}
+        if columns == TILE:
+            place = {"window": row["window"], "footprint": []}
+        rows.append({"name": row["name"], **place, **looks})
+    return pa.Table.from_pylist(sorted(rows, key=lambda r: (r["name"], r["window"] or [])), schema=ENTRY)

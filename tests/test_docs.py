@@ -1,0 +1,121 @@
+"""The pages say what is so: the example builds, the table is that of the manifests, every field is told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from datakit.cli import main
+from datakit.collections_page import page
+from datakit.errors import RecipeError
+from datakit.manifest import Collection, Manifest
+
+Out = pytest.CaptureFixture[str]
+DOCS = Path(__file__).parent.parent / "docs"
+ADDING = (DOCS / "adding_a_collection.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    """The code blocks of a kind in the page on adding a collection."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", ADDING, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == kind]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tree, the manifest and the recipe of the page."""
+    monkeypatch.chdir(tmp_path)
+    manifest, recipe = blocks("yaml")
+    for folder, text in (("manifests", manifest), ("recipes", recipe)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "harbours.yaml").write_text(text)
+    (tree,) = blocks("")
+    names = re.findall(r"\S+/\S+\.\w+", tree)
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = tmp_path / "data" / "harbours" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            Image.fromarray(rng.integers(0, 255, (140, 150, 3), np.uint8)).save(path)
+        else:
+            path.write_text("gsd:0.5\n10 10 40 10 40 30 10 30 ship 0\n")
+    assert sum(name.endswith(".png") for name in names) == 3
+    return tmp_path
+
+
+def test_the_example_builds(example: Path, capsys: Out) -> None:
+    check, build = (shlex.split(line)[1:] for line in blocks("sh")[1].splitlines())
+    assert main(check) == 0
+    printed = capsys.readouterr().out
+    (said,) = blocks("text")
+    assert said in printed
+    assert main([*build, "--workers", "0"]) == 0
+    manifest = Manifest.load(example / "shards" / "harbours")
+    (source,) = manifest.sources
+    assert (source.name, source.version, source.licence) == ("harbours", "1.0", "CC-BY-4.0")
+    assert manifest.samples > 0
+    counts = {count.stage: count for count in manifest.counts}
+    assert (counts["scan"].came, counts["scan"].left) == (3, 3)
+
+
+def test_the_draft_of_the_example_finds_its_layout(example: Path, capsys: Out) -> None:
+    (line,) = blocks("sh")[0].splitlines()
+    command = shlex.split(line.replace("~/data", "data").replace("manifests/", "drafts_"))[1:]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["manifest"] == "drafts_harbours.yaml"
+    draft = Collection.load(example / "drafts_harbours.yaml")
+    written = Collection.load(example / "manifests" / "harbours.yaml")
+    assert draft.layout.labels == written.layout.labels
+    assert {name: split.count for name, split in draft.splits.items()} == {"train": 2, "val": 1}
+    assert (draft.bands, draft.dtype, draft.count) == (written.bands, written.dtype, written.count)
+
+
+def test_every_kind_of_labels_is_told() -> None:
+    schema: dict[str, Any] = Collection.model_json_schema()["$defs"]
+    for kind, spec in ((s["properties"]["kind"]["const"], s) for s in schema.values() if "kind" in s["properties"]):
+        (row,) = [line for line in ADDING.splitlines() if line.startswith(f"| `{kind}` |")]
+        assert {f for f in spec["properties"] if f not in ("kind", "path")} <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_page_of_collections_is_that_of_the_manifests() -> None:
+    assert (DOCS / "collections.md").read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_page_says_what_is_known_and_what_is_not(tmp_path: Path, capsys: Out) -> None:
+    plain = {
+        "name": "own",
+        "title": "My | own",
+        "homepage": "https://example.org",
+        "licence": "Ask us first",
+        "modality": "multispectral",
+        "bands": ["coastal", "blue", "green", "red", "nir"],
+        "gsd_m": [10, 60],
+        "layout": {"images": ["*.tif"], "labels": [{"kind": "class_folders"}, {"kind": "fmow"}]},
+        "splits": {"train": {"count": 1200}, "test": {}},
+        "count": 1500,
+        "facts": {"licence": "https://example.org", "splits.train": "https://example.org"},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    assert main(["manifest", "table", str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == (
+        '| `own` | [My \\| own](https://example.org) | multispectral |  | "Ask us first" | pretrain | 1,500 | '
+        "train 1,200, test | 10 to 60 | 5: coastal, blue, green, … | class_folders, fmow | 2 of 6 | "
+        "citation, platform, dtype |"
+    )
+    with pytest.raises(RecipeError, match="no manifest there"):
+        page(tmp_path / "nowhere")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for path in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\(([^):]+\.md)\)", path.read_text(encoding="utf-8")):
+            assert (DOCS / link).is_file(), f"{path.name}: {link}"

@@ -1,0 +1,388 @@
+"""A draft loads as it is, and reads the images and labels of the folder that it was made from."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_layouts import CONTENT, draw, scanned
+from worlds import geotiff
+
+from datakit.cli import main
+from datakit.draft import draft
+from datakit.errors import RecipeError, SourceError
+from datakit.grouping import patterns
+from datakit.hints import kind_of, split_of, template
+from datakit.manifest import (
+    Captions,
+    CocoJson,
+    Collection,
+    DotaText,
+    FmowJson,
+    GeoJson,
+    MaskRaster,
+    VocXml,
+)
+from datakit.sample import Sample
+
+Out = pytest.CaptureFixture[str]
+
+
+def drafted(root: Path, **options: Any) -> tuple[Collection, dict[str, Any], str]:
+    """The draft of a folder: as it loads, as plain YAML, as text."""
+    text = draft(root, **options)
+    plain = yaml.safe_load(text)
+    return Collection.model_validate(plain), plain, text
+
+
+def images(root: Path, *names: str) -> None:
+    about = Collection.model_validate(ABOUT)
+    for n, name in enumerate(names):
+        draw(about, root / name, n)
+
+
+ABOUT: dict[str, Any] = {
+    "name": "own",
+    "title": "Own",
+    "homepage": "",
+    "licence": "unstated",
+    "modality": "optical",
+    "bands": ["red", "green", "blue"],
+    "layout": {"images": ["*"]},
+}
+
+
+def put(root: Path, name: str, data: bytes) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(data)
+
+
+def read(root: Path, tmp_path: Path) -> tuple[dict[str, Any], list[Sample]]:
+    """The plain YAML of a draft, and the records that a scan by it gives, all of them images."""
+    about, plain, _ = drafted(root)
+    records = scanned(about, root, tmp_path / "work")
+    assert not [(r.name, r.dropped, r.detail) for r in records if r.dropped not in ("", "unmatched")]
+    return plain, [record for record in records if not record.dropped]
+
+
+def test_dota(tmp_path: Path) -> None:
+    root = tmp_path / "My Aerial-Set"
+    names = [f"{split}/images/P{n:04d}.png" for split in ("train", "val") for n in range(3)]
+    images(root, *names)
+    for name in names:
+        put(root, name.replace("images", "labelTxt").replace("png", "txt"), CONTENT[DotaText](None, []))
+    put(root, "readme.txt", b"Thank you.")
+    plain, records = read(root, tmp_path)
+    assert plain["name"] == "my_aerial_set"
+    assert plain["layout"] == {
+        "images": ["train/images/*.png", "val/images/*.png"],
+        "label_files": ["train/labelTxt/*.txt", "val/labelTxt/*.txt"],
+        "labels": [{"kind": "dota", "path": "{dir}/../labelTxt/{stem}.txt"}],
+    }
+    assert plain["splits"] == {
+        "train": {"images": ["train/images/*.png"], "count": 3},
+        "val": {"images": ["val/images/*.png"], "count": 3},
+    }
+    assert (plain["count"], plain["bands"], plain["dtype"], plain["gsd_m"]) == (6, ABOUT["bands"], "uint8", None)
+    assert [record.gsd_m for record in records] == [0.5] * 6
+    assert {record.split for record in records} == {"train", "val"}
+
+
+def test_class_folders_in_a_zip(tmp_path: Path) -> None:
+    images(
+        tmp_path / "plain", *(f"Land/Images/{kind}/{kind}{n}.tif" for kind in ("a b", "sea", "wood") for n in (1, 2))
+    )
+    packed = tmp_path / "land"
+    packed.mkdir()
+    with zipfile.ZipFile(packed / "Land.zip", "w") as archive:
+        for path in sorted((tmp_path / "plain" / "Land").rglob("*.tif")):
+            archive.write(path, path.relative_to(tmp_path / "plain").as_posix())
+    plain, records = read(packed, tmp_path)
+    assert plain["layout"] == {"images": ["Land/Images/*/*.tif"], "labels": [{"kind": "class_folders"}]}
+    assert {record.label for record in records} == {"a b", "sea", "wood"}
+    assert plain["gsd_m"] == [pytest.approx(0.5, rel=0.01)] * 2
+
+
+def test_folders_of_several_depths(tmp_path: Path) -> None:
+    images(tmp_path, *(f"train/{way}/x.jpg" for way in ("a/b/c", "a/b/d", "e/f/g", "h/i/j", "e/k", "h/l", "a/m")))
+    plain, records = read(tmp_path, tmp_path / "scratch")
+    assert plain["layout"]["images"] == ["train/**/*.jpg"]
+    assert (len(records), plain["splits"]["train"]["count"]) == (7, 7)
+
+
+def test_voc(tmp_path: Path) -> None:
+    root = tmp_path / "ships"
+    images(root, *(f"JPEGImages/{n}.jpg" for n in range(4)))
+    for n in range(4):
+        put(root, f"Annotations/{n}.xml", CONTENT[VocXml](None, []))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["labels"] == [{"kind": "voc", "path": "{dir}/../Annotations/{stem}.xml"}]
+    assert all(json.loads(record.boxes)[0]["category"] == "plane" for record in records)
+
+
+def test_labels_whose_folders_name_the_split(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for split in ("train", "val"):
+        images(root, *(f"images/{split}/{split}{n}.jpg" for n in range(3)))
+        for n in range(3):
+            put(root, f"labels/{split}/{split}{n}.xml", CONTENT[VocXml](None, []))
+    plain, records = read(root, tmp_path)
+    paths = [f"labels/{split}/{{stem}}.xml" for split in ("train", "val")]
+    assert [entry["path"] for entry in plain["layout"]["labels"]] == paths
+    assert all(json.loads(record.boxes) for record in records)
+
+
+@pytest.mark.parametrize("folder", ["pictures", "pictures/part"])
+def test_coco(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "set"
+    names = [f"{folder}/{n}.jpg" for n in range(3)]
+    images(root, *names)
+    inside = [name.removeprefix("pictures/") for name in names]
+    put(root, "annotations/instances.json", CONTENT[CocoJson](None, inside))
+    plain, records = read(root, tmp_path)
+    (entry,) = plain["layout"]["labels"]
+    assert entry == {"kind": "coco", "path": "annotations/instances.json", "images": "pictures"}
+    assert all(json.loads(record.boxes)[0]["category"] == "ship" for record in records)
+
+
+def test_captions(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    images(root, *(f"images/{n}.jpg" for n in range(3)))
+    put(root, "dataset.json", CONTENT[Captions](None, [f"{n}.jpg" for n in range(3)]))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["labels"] == [{"kind": "captions", "path": "dataset.json", "images": "images"}]
+    assert all(record.captions for record in records)
+
+
+def test_fmow(tmp_path: Path) -> None:
+    root = tmp_path / "fmow"
+    names = [f"train/{kind}/{kind}_{n}/{kind}_{n}_0_rgb.jpg" for kind in ("airport", "port", "zoo") for n in range(3)]
+    images(root, *names)
+    for name in names:
+        put(root, name.replace("jpg", "json"), CONTENT[FmowJson](None, []))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["images"] == ["train/*/*/*_rgb.jpg"]
+    assert plain["layout"]["labels"][0] == {"kind": "fmow", "path": "{dir}/{stem}.json"}
+    assert {record.gsd_m for record in records} == {0.5}
+
+
+def test_geojson_an_image(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    images(root, *(f"rgb/t{n}.tif" for n in range(3)))
+    labels = GeoJson(path="x", category="class_name")
+    for n in range(3):
+        put(root, f"geojson/t{n}.geojson", CONTENT[GeoJson](labels, [f"t{n}.tif"]))
+    plain, records = read(root, tmp_path)
+    (entry,) = plain["layout"]["labels"]
+    assert entry == {"kind": "geojson", "path": "{dir}/../geojson/{stem}.geojson", "category": "class_name"}
+    assert all(json.loads(record.boxes) for record in records)
+
+
+def test_geojson_of_many_images(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    names = [f"train_images/{n}.tif" for n in range(3)]
+    images(root, *names)
+    labels = GeoJson(path="x", image="image_id", bounds="bounds_imcoords", category="type_id")
+    put(root, "xView_train.geojson", CONTENT[GeoJson](labels, [f"{n}.tif" for n in range(3)]))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["labels"] == [
+        {
+            "kind": "geojson",
+            "path": "xView_train.geojson",
+            "image": "image_id",
+            "images": "train_images",
+            "bounds": "bounds_imcoords",
+            "category": "type_id",
+        }
+    ]
+    assert plain["splits"]["train"]["images"] == ["train_images/*.tif"]
+    assert all(json.loads(record.boxes) for record in records)
+
+
+def test_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    images(root, *(f"Train/Rural/images_png/{n}.png" for n in range(3)))
+    for n in range(3):
+        put(root, f"Train/Rural/masks_png/{n}.png", CONTENT[MaskRaster](MaskRaster(path="x", classes={n: "a"}), []))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["images"] == ["Train/Rural/images_png/*.png"]
+    (entry,) = plain["layout"]["labels"]
+    assert entry["path"] == "{dir}/../masks_png/{stem}.png"
+    assert entry["classes"] == {0: "class_0", 1: "class_1", 2: "class_2"}
+    assert all(record.mask for record in records)
+
+
+def test_colour_masks_beside_their_images(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    images(root, *(f"train/{n}_sat.jpg" for n in range(3)))
+    labels = MaskRaster(path="x", colours={0: (0, 255, 255)})
+    for n in range(3):
+        put(root, f"train/{n}_mask.png", CONTENT[MaskRaster](labels, []))
+    plain, records = read(root, tmp_path)
+    assert plain["layout"]["images"] == ["train/*_sat.jpg"]
+    assert plain["layout"]["label_files"] == ["train/*_mask.png"]
+    (entry,) = plain["layout"]["labels"]
+    assert (entry["path"], entry["colours"]) == ("{dir}/{stem:-3}mask.png", {0: [0, 255, 255]})
+    assert all(record.mask for record in records)
+
+
+def test_bands_types_and_places(tmp_path: Path) -> None:
+    for n in range(3):
+        pixels = np.zeros((16, 16, 5), np.uint16)
+        geotiff(tmp_path / "s2" / f"{n}.TIF", pixels)
+    about, plain, text = drafted(tmp_path)
+    assert (about.modality, about.dtype, len(about.bands)) == ("multispectral", "uint16", 5)
+    assert "# to complete: their names: red, green, blue, nir, …" in text
+    assert plain["layout"]["images"] == ["s2/*.TIF"]
+    assert plain["gsd_m"] == [pytest.approx(0.5, rel=0.01)] * 2
+    assert "# of 3 headers: GTiff 3\n" in text
+    assert "# 16 x 16 to 16 x 16 px\n" in text
+
+
+def test_formats_are_told_by_bytes(tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg", "b.jpg")
+    Image.new("L", (9, 9)).save(tmp_path / "c.jpg", "PNG")
+    Image.new("RGB", (9, 9)).save(tmp_path / "d.dat", "PNG")
+    (tmp_path / "e.jpg").write_bytes(b"")
+    (tmp_path / "notes.md").write_text("x")
+    put(tmp_path, "yolo/a.txt", b"0 0.5 0.5 0.1 0.1\n")
+    about, _, text = drafted(tmp_path)
+    assert about.layout.images == ("*.dat", "*.jpg")
+    assert "# of 5 headers: JPEG 2, PNG 2\n" in text
+    assert "# cannot be read: 1 (OSError: the file is empty)\n" in text
+    assert "# 1 have the bands gray\n" in text
+    assert '# 1 files "*.md": neither images nor labels\n' in text
+    assert '# 1 files "yolo/*.txt": boxes of YOLO, which are not read\n' in text
+
+
+def test_few_headers_are_read_and_the_draft_is_the_same_each_time(tmp_path: Path) -> None:
+    images(tmp_path, *(f"a/{n}.png" for n in range(30)))
+    text = draft(tmp_path, "mine", 5)
+    assert "# of 5 headers: PNG 5\n" in text
+    assert "count: 30 " in text
+    assert draft(tmp_path, "mine", 5) == text
+
+
+def test_names_that_are_globs_or_yaml(tmp_path: Path) -> None:
+    root = tmp_path / "9"
+    images(root, "a[1]*/x: y #.png", "a[1]*/null.png", "yes/[z].png")
+    about, _, _ = drafted(root)
+    assert about.name == "9"
+    assert len([r for r in scanned(about, root, tmp_path / "work") if not r.dropped]) == 3
+
+
+def test_many_folders_of_many_kinds(tmp_path: Path) -> None:
+    images(tmp_path, *(f"images/train{n}/x{n}.png" for n in range(60)))
+    about, _, _ = drafted(tmp_path)
+    assert about.layout.images == ("**/*.png",)
+
+
+def test_archives_that_are_not_read_are_told(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    with tarfile.open(tmp_path / "more.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("b.png"), io.BytesIO())
+    text = draft(tmp_path)
+    assert '# not read: "more.tar.gz" (0.1 kB): run `tar -xf` on it, then move it away' in text
+
+
+def test_what_a_person_must_complete_is_marked(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    _, plain, text = drafted(tmp_path, name="harbours")
+    marked = {line.partition(":")[0] for line in text.splitlines() if "# to complete:" in line}
+    assert marked >= {"title", "homepage", "licence", "provider_terms", "citation", "platform", "role", "facts"}
+    assert (plain["name"], plain["licence"], plain["homepage"]) == ("harbours", "unstated", "")
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(SourceError, match="no image among 1 files"):
+        draft(tmp_path)
+    with pytest.raises(SourceError, match="No such file"):
+        draft(tmp_path / "nowhere")
+
+
+def test_a_name_that_no_manifest_may_have(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    with pytest.raises(RecipeError, match=r"--name: Has Blanks: 1 wrong\n  name: String should match pattern"):
+        draft(tmp_path, "Has Blanks")
+
+
+def test_the_command(tmp_path: Path, capsys: Out) -> None:
+    images(tmp_path / "set", "a.png", "b.png")
+    assert main(["manifest", "new", str(tmp_path / "set"), "--name", "mine"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["name"] == "mine"
+    out = tmp_path / "mine.yaml"
+    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(out), "--name", "mine"]) == 0
+    last = json.loads(capsys.readouterr().out)
+    assert last == {"manifest": str(out), "to_complete": printed.count("# to complete:")}
+    assert out.read_text() == printed
+    assert Collection.load(out).count == 2
+
+    out.write_text("mine: own words")
+    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(out)]) == 1
+    assert "is there already, and is not written over" in capsys.readouterr().err
+    assert out.read_text() == "mine: own words"
+    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(tmp_path / "no" / "x.yaml")]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("train", "train"), ("Val", "val"), ("validation", "val"), ("train2017", "train"), ("Images-trainval", "trainval"),
+     ("test_images", "test"), ("imagesTrain", "train"), ("training", "train"), ("contest", ""), ("trains", ""),
+     ("value", ""), ("testing_set", "test"), ("unlabeled_train", "train")],
+)  # fmt: skip
+def test_splits_of_folders(folder: str, split: str) -> None:
+    assert split_of(folder) == split
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "path"),
+    [
+        ("train/images/a.png", "train/labelTxt/a.txt", "{dir}/../labelTxt/{stem}.txt"),
+        ("a/12_sat.jpg", "a/12_mask.png", "{dir}/{stem:-3}mask.png"),
+        ("a/12_sat.jpg", "a/12_seg.png", "{dir}/{stem:-3}seg.png"),
+        ("a/7.jpg", "a/7_mask.png", "{dir}/{stem}_mask.png"),
+        ("7.jpg", "7.xml", "{dir}/{stem}.xml"),
+        ("a/img7.jpg", "a/mask7.png", ""),
+    ],
+)
+def test_paths_of_label_files(image: str, label: str, path: str) -> None:
+    assert template(image, label)[0] == path
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("a.txt", b"1 2 3 4 5 6 7 8 small-vehicle 0\n", "dota"),
+        ("a.txt", b"imagesource:x\ngsd:null\n", ""),
+        ("a.txt", b"0 0.1 0.2 0.3 0.4\n", "yolo"),
+        ("a.txt", b"\xff\xfe", ""),
+        ("a.xml", b"<annotation/>", ""),
+        ("a.xml", b"<!DOCTYPE a><annotation><object/></annotation>", ""),
+        ("a.xml", b"<annotation><object", ""),
+        ("a.json", b"[1, 2]", ""),
+        ("a.json", b'{"images": [{"file_name": "a"}]}', ""),
+        ("a.json", b'{"images": 3}', ""),
+        ("a.md", b"{}", ""),
+    ],
+)
+def test_kinds_of_label_files(name: str, data: bytes, kind: str) -> None:
+    assert kind_of(name, data) == kind
+
+
+def test_patterns_of_folders() -> None:
+    folders = {"set/train/a": True, "set/train/b": True, "set/train/c": True, "set/train/notes": False, "x": False}
+    assert patterns(folders) == {
+        "": "", "set": "set", "x": "x", "set/train": "set/train", "set/train/notes": "set/train/notes",
+        "set/train/a": "set/train/*", "set/train/b": "set/train/*", "set/train/c": "set/train/*",
+    }  # fmt: skip

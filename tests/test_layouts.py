@@ -1,0 +1,282 @@
+"""Every manifest reads the layout that it cites: a tree of three images for each glob, scanned with its labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from worlds import geotiff
+
+from datakit.manifest import (
+    Captions,
+    ClassFolders,
+    CocoJson,
+    Collection,
+    DotaText,
+    FmowJson,
+    GeoJson,
+    Labels,
+    MaskRaster,
+    VocXml,
+)
+from datakit.ondisk import filled, find
+from datakit.sample import Part, Sample, from_table, to_table
+from datakit.sources.scan import Scan, Source, label_table, listing
+
+FOLDER = Path(__file__).parent.parent / "manifests"
+PATHS = sorted(FOLDER.glob("*.yaml"))
+WIDTH, HEIGHT, IMAGES = 32, 24, 3
+DTYPES = {"optical": "uint8", "sar": "float32"}  # where a manifest gives none
+WRITTEN = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".jp2": "JPEG2000"}
+
+
+def globs_of(about: Collection) -> list[str]:
+    """The globs of a layout, and those of its splits, which may say more of the folders."""
+    return list(dict.fromkeys([*about.layout.images, *(g for split in about.splits.values() for g in split.images)]))
+
+
+CASES = [(path, glob) for path in PATHS for glob in globs_of(Collection.load(path))]
+case = pytest.mark.parametrize(("path", "glob"), CASES, ids=[f"{path.stem}: {glob}" for path, glob in CASES])
+
+
+def concrete(glob: str, n: int) -> str:
+    """The n-th name that a glob matches."""
+    steps = glob.split("/")
+    steps = ["deep" if step == "**" else step.replace("*", "a") for step in steps[:-1]] + [
+        steps[-1].replace("**", "*").replace("*", f"P000{n}")
+    ]
+    name = re.sub(r"\[(!?)([^/\]]+)\]", lambda found: _letter(found[1], found[2], n), "/".join(steps))
+    name = name.replace("?", str(n))
+    return name if posixpath.splitext(name)[1] else f"{name}.jpg"
+
+
+def _letter(others: str, letters: str, n: int) -> str:
+    spread = re.sub(r"(.)-(.)", lambda r: "".join(map(chr, range(ord(r[1]), ord(r[2]) + 1))), letters)
+    return next(c for c in "abcdefgh" if c not in spread) if others else spread[n % len(spread)]
+
+
+@pytest.mark.parametrize(
+    ("glob", "names"),
+    [
+        ("*.png", ["P0000.png", "P0001.png"]),
+        ("**/s2_*/*.tif", ["deep/s2_a/P0000.tif", "deep/s2_a/P0001.tif"]),
+        ("a[2-4]_[xy].png", ["a2_x.png", "a3_y.png"]),
+        ("[!a]?.png", ["b0.png", "b1.png"]),
+        ("images/*", ["images/P0000.jpg", "images/P0001.jpg"]),
+    ],
+)
+def test_globs_are_made_concrete(glob: str, names: list[str]) -> None:
+    assert [concrete(glob, n) for n in range(2)] == names
+    layout = Collection.model_validate(minimal(layout={"images": [glob]})).layout
+    assert {layout.kind(name) for name in names} == {"image"}
+
+
+def minimal(**fields: Any) -> dict[str, Any]:
+    plain = {"name": "own", "title": "Own", "homepage": "", "licence": "unstated", "modality": "optical"}
+    return {**plain, "bands": ["red", "green", "blue"], **fields}
+
+
+def draw(about: Collection, path: Path, n: int) -> None:
+    """An image of as many bands as the manifest names, of its type; GeoTIFF where the suffix is TIFF's."""
+    rng, bands = np.random.default_rng(n), len(about.bands)
+    dtype = np.dtype(about.dtype or DTYPES.get(about.modality, "uint16"))
+    pixels = rng.integers(0, 200, (HEIGHT, WIDTH, bands)).astype(dtype)
+    kind = WRITTEN.get(path.suffix.lower(), "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind:
+        Image.fromarray(pixels[..., 0] if bands == 1 else pixels).save(path, kind)
+    else:
+        geotiff(path, pixels)
+
+
+def quad(x: float = 0, y: float = 0, size: float = 8, down: float = 1) -> list[list[float]]:
+    return [[x, y], [x + size, y], [x + size, y + size * down], [x, y + size * down]]
+
+
+def dota(labels: DotaText, names: list[str]) -> bytes:
+    return b"imagesource:GoogleEarth\ngsd:0.5\n2 2 10 2 10 8 2 8 plane 0\n"
+
+
+def voc(labels: VocXml, names: list[str]) -> bytes:
+    box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>10</xmax><ymax>8</ymax></bndbox>"
+    return f"<annotation><object><name>plane</name>{box}</object></annotation>".encode()
+
+
+def coco(labels: CocoJson, names: list[str]) -> bytes:
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    notes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [2, 2, 8, 6]} for n, _ in enumerate(names)]
+    return json.dumps({"images": images, "annotations": notes, "categories": [{"id": 1, "name": "ship"}]}).encode()
+
+
+def geojson(labels: GeoJson, names: list[str]) -> bytes:
+    """On the map where the images of `draw` lie, or in px."""
+    on_map = labels.coordinates == "map" and not labels.bounds
+    ring = quad(500000, 5400000, 4, -1) if on_map else quad(2, 2)
+    features = []
+    for name in names:
+        said = {labels.image: name, labels.bounds: "2,2,10,8", labels.category: next(iter(labels.categories), "ship")}
+        features.append(
+            {
+                "type": "Feature",
+                "properties": {key: value for key, value in said.items() if key},
+                "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+            }
+        )
+    crs = {"crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}} if on_map else {}
+    return json.dumps({"type": "FeatureCollection", **crs, "features": features}).encode()
+
+
+def mask(labels: MaskRaster, names: list[str]) -> bytes:
+    colour = next(iter(labels.colours.values()), None)
+    level = next((n for n in labels.classes if n >= 0), 1)
+    raster = Image.new("RGB" if colour else "L", (WIDTH, HEIGHT), colour or level)
+    out = io.BytesIO()
+    raster.save(out, "TIFF" if labels.path.endswith("tif") else "PNG")
+    return out.getvalue()
+
+
+def fmow(labels: FmowJson, names: list[str]) -> bytes:
+    notes = [{"ID": 0, "category": "airport", "box": [2, 2, 8, 6]}]
+    return json.dumps({"gsd": 0.5, "timestamp": "2016-03-01T10:00:00Z", "bounding_boxes": notes}).encode()
+
+
+def captions(labels: Captions, names: list[str]) -> bytes:
+    said = [{"raw": "A plane stands on the ground ."}]
+    return json.dumps({"images": [{"filename": name, "split": "val", "sentences": said} for name in names]}).encode()
+
+
+CONTENT: dict[type, Callable[[Any, list[str]], bytes]] = {
+    DotaText: dota, VocXml: voc, CocoJson: coco, GeoJson: geojson, MaskRaster: mask, FmowJson: fmow, Captions: captions,
+}  # fmt: skip
+
+
+def label_files(about: Collection, names: list[str]) -> Iterator[tuple[Labels, str, list[str]]]:
+    """Label files that the layout lists, and the images that each is of."""
+    for labels in about.layout.labels:
+        if isinstance(labels, ClassFolders):
+            continue
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            file = filled(labels.path, name)
+            inside = getattr(labels, "images", "")
+            if about.layout.kind(file) == "label" and name.startswith(f"{inside}/" if inside else ""):
+                by_file.setdefault(file, []).append(name)
+        yield from ((labels, file, of) for file, of in by_file.items())
+
+
+def plant(about: Collection, root: Path, names: list[str]) -> dict[str, list[Labels]]:
+    """Images and their label files; the kinds of labels that each image has."""
+    labelled: dict[str, list[Labels]] = {name: [] for name in names}
+    for n, name in enumerate(names):
+        draw(about, root / name, n)
+    for labels, file, of in label_files(about, names):
+        relative = [posixpath.relpath(name, getattr(labels, "images", "") or ".") for name in of]
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(CONTENT[type(labels)](labels, relative))
+        for name in of:
+            labelled[name].append(labels)
+    return labelled
+
+
+def scanned(about: Collection, root: Path, scratch: Path) -> list[Sample]:
+    """The records of a tree, as a plan reads them."""
+    source = Source(name=about.name, path=about.name, collection=about)
+    found, closed = find(source, root)
+    assert not closed
+    (scratch / "labels").mkdir(parents=True)
+    pq.write_table(label_table(source, found), scratch / "labels" / "look.parquet")
+    part = Part(scratch / "part.parquet", scratch, scratch, {about.name: root})
+    listed = list(listing(source, found))
+    images = to_table(record for record in listed if not record.dropped)
+    read = from_table(Scan(source=source, labels="look")(images, part))
+    return [*read, *(record for record in listed if record.dropped)]
+
+
+def says(record: Sample, labels: Labels, root: Path) -> bool:
+    """Whether a record has what its label file says."""
+    if isinstance(labels, MaskRaster):
+        return bool(record.mask) and json.loads(record.mask)["file"]["name"] in files_below(root)
+    if isinstance(labels, Captions):
+        return record.captions == ("A plane stands on the ground .",)
+    if isinstance(labels, FmowJson) and (record.gsd_m is None or not record.label):
+        return False
+    return any(box["category"] and len(box["points"]) == 8 for box in json.loads(record.boxes))
+
+
+def files_below(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+@case
+def test_three_images_and_their_labels_are_read(path: Path, glob: str, tmp_path: Path) -> None:
+    about = Collection.load(path)
+    names = [concrete(glob, n) for n in range(IMAGES)]
+    assert len(set(names)) == IMAGES
+    labelled = plant(about, tmp_path / "tree", names)
+    records = {record.name: record for record in scanned(about, tmp_path / "tree", tmp_path / "work")}
+    assert sorted(records) == sorted(names)
+    for name, record in records.items():
+        assert (record.dropped, record.detail) == ("", "")
+        assert record.bands == about.bands
+        assert record.dtype == (about.dtype or DTYPES.get(about.modality, "uint16"))
+        assert (record.width, record.height) == (WIDTH, HEIGHT)
+        assert record.split == (about.split_of(name) or record.split)
+        for labels in labelled[name]:
+            assert says(record, labels, tmp_path / "tree"), labels
+        for labels in about.layout.labels:
+            if isinstance(labels, ClassFolders):
+                assert record.label == name.split("/")[-1 - labels.level]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_entry_of_labels_is_of_some_image(path: Path) -> None:
+    about = Collection.load(path)
+    names = [concrete(glob, n) for glob in globs_of(about) for n in range(IMAGES)]
+    reached = {labels.model_dump_json() for labels, _, _ in label_files(about, names)}
+    asked = {labels.model_dump_json() for labels in about.layout.labels if not isinstance(labels, ClassFolders)}
+    assert reached == asked
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_globs_of_splits_are_of_images_and_of_that_split(path: Path) -> None:
+    about = Collection.load(path)
+    for split, spec in about.splits.items():
+        for name in (concrete(glob, n) for glob in spec.images for n in range(IMAGES)):
+            assert about.layout.kind(name) == "image"
+            assert about.split_of(name) == split
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "class_folders": {},
+    "dota": {"path": "{dir}/{stem}.txt"},
+    "voc": {"path": "{dir}/{stem}.xml"},
+    "coco": {"path": "all.json", "images": "a"},
+    "geojson": {"path": "{dir}/{stem}.geojson", "category": "class"},
+    "mask": {"path": "{dir}/{stem}_m.png"},
+    "fmow": {},
+    "captions": {"path": "all.json"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_labels(kind: str, tmp_path: Path) -> None:
+    """Whether or not a manifest has it."""
+    files = ["**/*.txt", "**/*.xml", "**/*.json", "**/*.geojson", "**/*.png"]
+    layout = {"images": ["a/*.tif"], "label_files": files, "labels": [{"kind": kind, **KINDS[kind]}]}
+    about = Collection.model_validate(minimal(layout=layout))
+    names = [f"a/{n}.tif" for n in range(IMAGES)]
+    labelled = plant(about, tmp_path / "tree", names)
+    for record in scanned(about, tmp_path / "tree", tmp_path / "work"):
+        assert not record.dropped
+        assert all(says(record, labels, tmp_path / "tree") for labels in labelled[record.name])
+        assert bool(labelled[record.name]) == (kind != "class_folders")
+        assert (record.label == "a") == (kind == "class_folders")

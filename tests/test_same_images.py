@@ -1,0 +1,121 @@
+"""Two collections of the same images: read once, their labels joined."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from worlds import digests, recipe_of, scene, work_done
+
+import datakit
+from datakit import boxes
+from datakit.recipe import Recipe
+
+NAMES = {"train": ("P1", "P2"), "val": ("P3",)}
+
+
+def recipe(*names: str) -> Recipe:
+    """`quads` has DOTA's text files, `masks` a COCO file and rasters, of the same images."""
+    plain = recipe_of(*names, exclude={"rules": []}, slice={"grid": {"size_px": 128}}).model_dump(mode="json")
+    layouts: dict[str, Any] = {
+        "quads": {
+            "images": ["train/images/*.png", "val/images/*.png"],
+            "label_files": ["*/labelTxt/*.txt"],
+            "labels": [{"kind": "dota"}],
+        },
+        "masks": {
+            "images": ["train/pictures/*.png", "val/pictures/*.png"],
+            "label_files": ["*.json", "*/seg/*.png"],
+            "labels": [
+                {"kind": "coco", "path": "train.json", "images": "train/pictures"},
+                {"kind": "mask", "path": "{dir}/../seg/{stem}.png", "classes": {1: "ship"}},
+            ],
+        },
+    }
+    about = {"quads": {"licence": "MIT", "same_images_as": ["masks"]}, "masks": {"licence": "CC0-1.0"}}
+    splits = {"quads": "images", "masks": "pictures"}
+    for source in plain["sources"]:
+        name = source["name"]
+        globs = {split: {"images": [f"{split}/{splits[name]}/*.png"]} for split in NAMES}
+        source["collection"] |= {**about[name], "layout": layouts[name], "splits": globs}
+    return Recipe.model_validate({**plain, "include_evaluation": [f"{n}:val" for n in names]})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """All images in `quads`, some of them in `masks` as well, labels in both; `masks` has one image of its own."""
+    home = tmp_path / "data"
+    files: list[dict[str, Any]] = []
+    for n, (split, name) in enumerate((split, name) for split, names in NAMES.items() for name in names):
+        for path in (home / "quads" / split / "images", home / "masks" / split / "pictures"):
+            path.mkdir(parents=True, exist_ok=True)
+            if name != "P2" or "quads" in path.parts:  # of P2 the other collection has labels alone
+                Image.fromarray(scene(n, 200, 150)).save(path / f"{name}.png")
+        (home / "quads" / split / "labelTxt").mkdir(exist_ok=True)
+        text = f"gsd:0.{n + 1}\n10 10 30 10 30 30 10 30 ship 0\n"
+        (home / "quads" / split / "labelTxt" / f"{name}.txt").write_text(text)
+        (home / "masks" / split / "seg").mkdir(exist_ok=True)
+        Image.new("L", (200, 150), n).save(home / "masks" / split / "seg" / f"{name}.png")
+        files.append({"id": n, "file_name": f"{name}.png"})
+    Image.fromarray(scene(9, 100, 90)).save(home / "masks" / "train" / "pictures" / "own.png")
+    notes = [{"id": n, "image_id": n, "category_id": 7, "bbox": [50, 60, 20, 10]} for n in (0, 1)]
+    coco = {"images": files, "annotations": notes, "categories": [{"id": 7, "name": "boat"}]}
+    (home / "masks" / "train.json").write_text(json.dumps(coco))
+    return home
+
+
+def scanned(out: Path) -> dict[str, dict[str, Any]]:
+    """Records of whole images by source and file, as scanned."""
+    tables = [
+        pq.read_table(path).to_pylist() for path in sorted((out.with_name("out.work") / "scan").rglob("*.parquet"))
+    ]
+    return {f"{row['source']}/{Path(row['name']).stem}": row for table in tables for row in table}
+
+
+def test_images_are_read_once_and_labels_joined(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = datakit.build(recipe("quads", "masks"), data=data, out=out, workers=0)
+    listed = {count.source: count.dropped for count in manifest.counts if count.stage == "list"}
+    assert listed == {"quads": {}, "masks": {"same_images": 2}}
+    assert work_done(out)["images_opened"] == 4
+    rows = scanned(out)
+    assert set(rows) == {"quads/P1", "quads/P2", "quads/P3", "masks/own"}
+    for name, categories in (("P1", ["ship", "boat"]), ("P2", ["ship", "boat"]), ("P3", ["ship"])):
+        row = rows[f"quads/{name}"]
+        assert [box.category for box in boxes.loads(row["boxes"])] == categories
+        assert row["boxes_source"] == ("quads, masks" if len(categories) == 2 else "")
+        assert row["licences"] == ["MIT", "CC0-1.0"]
+        assert json.loads(row["mask"])["source"] == "masks"
+        assert json.loads(row["mask"])["file"]["name"].endswith(f"seg/{name}.png")
+    assert rows["quads/P3"]["gsd_m"] == 0.3
+    assert rows["masks/own"]["licences"] == ["CC0-1.0"]
+
+
+def test_either_may_come_first(data: Path, tmp_path: Path) -> None:
+    manifest = datakit.build(recipe("masks", "quads"), data=data, out=tmp_path / "out", workers=0)
+    listed = {count.source: count.dropped for count in manifest.counts if count.stage == "list"}
+    assert listed == {"masks": {}, "quads": {"same_images": 2}}
+    rows = scanned(tmp_path / "out")
+    assert set(rows) == {"masks/P1", "masks/P3", "masks/own", "quads/P2"}  # of P2 only `quads` has the image
+    assert [box.category for box in boxes.loads(rows["masks/P1"]["boxes"])] == ["boat", "ship"]
+    assert rows["masks/P1"]["gsd_m"] == 0.1
+    assert json.loads(rows["masks/P1"]["mask"])["source"] == ""
+
+
+def test_a_changed_label_of_the_other_is_read(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    datakit.build(recipe("quads", "masks"), data=data, out=out, workers=0)
+    before = digests(out)
+    (data / "masks" / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    datakit.build(recipe("quads", "masks"), data=data, out=out, workers=0)
+    assert "images_opened" not in work_done(out)
+    assert digests(out) != before
+
+
+def test_alone_each_is_itself(data: Path, tmp_path: Path) -> None:
+    manifest = datakit.build(recipe("masks"), data=data, out=tmp_path / "out", workers=0)
+    assert [count.came for count in manifest.counts if count.stage == "list"] == [3]
