@@ -106,6 +106,7 @@ def query_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     query.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     query.add_argument("--window", metavar="LEFT,TOP,WIDTH,HEIGHT", help="this part of each image, px")
     query.add_argument("--radius", type=whole(0, 64), metavar="BITS", help="of 64, 0 to 64 (default: the recipe's)")
+    query.add_argument("--source", default="", metavar="NAME", help="source of the build whose bands the images have")
     query.set_defaults(run=run_query)
 
 
@@ -240,7 +241,7 @@ def run_query(args: argparse.Namespace) -> int:
     window = window_of(args.window) if args.window else None
     query = Query(args.out)
     for path in args.images:
-        for answer in query.spell(path, window, args.radius):
+        for answer in query.spell(path, window, args.radius, args.source):
             print(json.dumps(answer))
     return 0
 

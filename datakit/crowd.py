@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +169,10 @@ class Names:
 
 def day_of(acquired: str) -> int:
     """The day of an ISO date or time, since 1970; NO_DAY where there is none."""
+    if not re.match(r"\d{4}-\d\d-\d\d", acquired):
+        return NO_DAY
     try:
-        return int(np.datetime64(acquired[:10], "D").astype(np.int64)) if acquired else NO_DAY
+        return int(np.datetime64(acquired[:10], "D").astype(np.int64))
     except ValueError:
         return NO_DAY
 

@@ -14,28 +14,31 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from . import guard, image, merge, run
-from .crowd import Crowd, read_crowd
+from .crowd import LOST, Crowd, read_crowd
 from .merge import CHANGES, Merged
 from .recipe import Recipe
 from .run import Funnel
 from .sample import Spec, digest
+from .sources.scan import Source
 from .stages.dedup import order
 from .stages.protect import certificate
 from .stages.same_place import NEEDS as PLACED
-from .stages.same_place import covered
+from .stages.same_place import covered, verdict_files
 
 STAGES = ("protect", "dedup", "same_place")
 FOLDER = "decided"  # below the work folder
-ABOUT = b"datakit.about"
+VERSION = 1  # raise it when a decision changes for the same records
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
@@ -83,18 +86,20 @@ class Decider:
             spec = self.spec(stage)
             if spec is None:
                 continue
-            ranked = [*self.recipe.prefer, *(source.name for source in self.recipe.sources)]
-            known = spec.digest(known, str(getattr(spec, "VERSION", 0)), *ranked, *image.versions().values())
+            more = [*self.recipe.prefer, *map(told_by_names, self.recipe.sources), *image.versions().values()]
+            more += [metadata.version(name) for name in ("torch", "torchvision", "imagededup")]
+            known = spec.digest(known, str(VERSION), str(getattr(spec, "VERSION", 0)), *more)
             path = self.work / FOLDER / f"{stage}-{known}.parquet"
             changes = self.work / FOLDER / f"{stage}-{known}.changes.parquet"
-            if not path.exists():
+            about = path.with_suffix(".json")
+            if not (path.exists() and about.exists() and changes.exists()):
                 made = self.decide(stage, decided)
                 run.commit(made.changes, changes, self.aside)
-                run.commit(made.lost.replace_schema_metadata({ABOUT: json.dumps(made.about)}), path, self.aside)
-            decided.paths += [path, changes, *self.caches(stage)]
+                run.commit_text(json.dumps(made.about), about, self.aside)
+                run.commit(made.lost, path, self.aside)
+            decided.paths += [path, about, changes, *self.caches(stage)]
             lost = pq.read_table(path)
-            decided.about[stage] = json.loads(lost.schema.metadata[ABOUT])
-            lost = lost.replace_schema_metadata(None)
+            decided.about[stage] = json.loads(about.read_text())
             if stage == "dedup" and decided.about[stage]["action"] == "report":
                 decided.reported, lost = lost, lost.slice(0, 0)
             decided.lost[stage] = lost
@@ -111,7 +116,10 @@ class Decider:
 
     def caches(self, stage: str) -> list[Path]:
         """Files of the work folder that make deciding again cheap."""
-        return sorted((self.work / {"same_place": "same_place", "dedup": "cnn"}.get(stage, "-")).rglob("*.parquet"))
+        if stage == "same_place" and self.recipe.same_place:
+            return verdict_files(self.recipe.same_place, self.recipe.cut.narrow, self.work)
+        uses_cnn = stage == "dedup" and self.recipe.dedup and self.recipe.dedup.signature == "cnn"
+        return [p for part in self.parts for p in (self.work / "cnn").glob(f"*/{part.name}")] if uses_cnn else []
 
     def decide(self, stage: str, decided: Decided) -> Merged:
         alive = self.alive(decided)
@@ -140,11 +148,17 @@ class Decider:
         crowd, spec = self.crowd, self.recipe.same_place
         if spec is None:
             raise ValueError("the recipe has no same_place")
+        nothing = Merged(LOST.empty_table(), {"not_aligned": 0}, CHANGES.empty_table())
+        if not alive.any():
+            return nothing
         rank = np.empty(len(crowd.first), np.int64)
         rank[order(crowd.image_facts, self.recipe.prefer)] = np.arange(len(rank))
         by = order(crowd.facts, self.recipe.prefer)
         by = by[np.argsort(rank[crowd.windows.image[by]], kind="stable")]
         by = by[alive[by]]
+        by = by[np.asarray(pc.not_equal(crowd.rows.take(by).read(["crs"]).column("crs"), ""))]  # others have no place
+        if not len(by):
+            return nothing
         table = crowd.rows.take(by).read([*dict.fromkeys(["key", *PLACED])])
         counts: Counter[str] = Counter()
         goes = covered(spec, table, self.roots, self.work, self.map, counts, self.recipe.cut.narrow)
@@ -154,6 +168,12 @@ class Decider:
         to = [" ".join(keys[k] for k in those) for those in goes.values()]
         lost = crowd.lost(rows, ["same_place"] * len(rows), to)
         return Merged(lost, {"not_aligned": counts["not_aligned"]}, CHANGES.empty_table())
+
+
+def told_by_names(source: Source) -> str:
+    """What a source's manifest says of places and acquisitions, which names of images tell."""
+    about = source.collection.model_dump(mode="json", include={"name", "acquisition", "place", "twin_of"})
+    return json.dumps([source.name, about], sort_keys=True)
 
 
 def funnel_of(came: Counter[str], lost: pa.Table) -> Funnel:

@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from . import place
 from .measure import Mask
 
-NEEDS = ("source", "name", "width", "height", "window", "crs", "transform", "footprint")  # columns of tiles
+NEEDS = ("source", "name", "width", "height", "window", "crs", "transform", "footprint", "scale")  # columns of tiles
 ALIGNED_PX = 0.1  # grids may be shifted by whole pixels within this; nearest-neighbour products are 0.5 px off
 TOUCH_PX = 0.5  # images that share less of a pixel do not overlap, or less than half of one whose pixels are finer
 MARGIN = 1.1  # edges are straight in a projection, not on the sphere: they bow out of the ball around the corners
@@ -46,6 +46,7 @@ class Tiles:
     def of(cls, table: pa.Table) -> Tiles:
         """The tiles of a table with a CRS, a transform and a footprint; GCPs alone are too vague to tell pixels."""
         has = _long(table["transform"], 6) & _long(table["footprint"], 8) & (table["crs"].to_numpy() != "")
+        has &= table["scale"].to_numpy() == 1  # px of a reduced tile are means: two grids of them agree nowhere
         rows = np.flatnonzero(has)
         placed = table.select(NEEDS).take(pa.array(rows)).combine_chunks()
         transform, footprint = _lists(placed["transform"], 6), _lists(placed["footprint"], 8)

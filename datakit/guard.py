@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .crowd import LOST, Crowd, Match
+from .errors import StageError
 from .footprints import overlapping
 from .looks import TURNS
 from .stages.protect import HeldOut, Matches, Protect, certificate
@@ -28,6 +29,9 @@ def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None
         "placed": 0,
         "refused": 0,
     }
+    compared["flat"] = int((crowd.looks.flat(spec.flat_entropy_bits) & alive).sum())
+    if (crowd.looks.digests[alive] == b"").any():
+        raise StageError("some records were never measured: build again with cut.measure: true")
     tables, told = [LOST.empty_table()], []
     for held in lists:
         say(f"protect: comparing with {held.about['images']:,} images of {held.who}")

@@ -7,6 +7,7 @@ have equal pixels.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ PLACES = len(TURNS)  # bit 0 of a place = mirrored left-right, bit 1 = top-botto
 TILE = ("signatures", "thumbnail", "pixel_digest", "entropy_bits")  # columns of `Sample`: of the record
 SCENE = ("scene_signatures", "scene_thumbnail", "scene_digest", "scene_entropy_bits")  # of the image that it is from
 Ints = NDArray[np.int64]
+AT_ONCE = 1 << 16  # pairs of thumbnails: 400 bytes each, several times
 
 CANNOT_SEE = (
     "crops and shifts: a tile of 512 px that is shifted by 16 px differs in about 10 bits, a crop of 90 % in about 18, "
     "and the tiles of an image match it no better than chance",
-    "pictures of the same ground taken on another day or by another sensor, unless both have a place",
+    "copies in other colours or of another contrast: thumbnails that differ by more than `thumbnail_levels` on average",
+    "pictures of the same ground taken on another day or by another sensor (`protect` sees those that have a place)",
     "collages, heavy retouching, frames and text drawn over a picture",
 )
 
@@ -102,10 +105,12 @@ class Looks:
         """
         out = np.empty(len(mine), bool)
         for place in range(PLACES):
-            rows = np.flatnonzero(places == place)
-            one = turn(self.thumbnails[mine[rows]], place).astype(np.int16)
-            apart = np.abs(one - other.thumbnails[its[rows]]).sum(axis=(1, 2, 3), dtype=np.int64)
-            out[rows] = apart <= levels * 192
+            of_place = np.flatnonzero(places == place)
+            for begin in range(0, len(of_place), AT_ONCE):
+                rows = of_place[begin : begin + AT_ONCE]
+                one = turn(self.thumbnails[mine[rows]], place).astype(np.int16)
+                apart = np.abs(one - other.thumbnails[its[rows]]).sum(axis=(1, 2, 3), dtype=np.int64)
+                out[rows] = apart <= levels * 192
         return out
 
 
@@ -113,7 +118,10 @@ def _zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[A
     if folder is None:
         return np.zeros(shape, dtype)
     folder.mkdir(exist_ok=True)
-    return np.memmap(folder / f"{dtype}-{len(shape)}", dtype, "w+", shape=shape)
+    path = folder / f"{dtype}-{len(shape)}"
+    with path.open("wb") as file:  # a full disk is an error now, and not a signal when a page is touched
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _bytes_of(column: Any, size: int) -> NDArray[np.uint8]:

@@ -38,21 +38,14 @@ class Merged(NamedTuple):
 def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[[str], None]) -> Merged:
     """Records that duplicate kept ones. alive: (N,) records that take part."""
     spec = recipe.dedup or Dedup()
-    series = Series(spec, crowd)
     image = crowd.windows.image
     there = np.zeros(len(crowd.first), bool)
     there[image[alive]] = True
     compared = [int(there.sum())]
     say(f"dedup: comparing {compared[0]:,} images")
-    by = order(crowd.image_facts, recipe.prefer)
-    products = twins(crowd, by[there[by]])
-    there[list(products)] = False
-    whole = crowd.whole[crowd.first]
-    scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.pairs)
-    scenes = scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole are compared as tiles
-    there[scenes.lost] = False
-    dates = series.beyond(by[there[by]])
-    there[list(dates)] = False
+    series = Series(spec, crowd)
+    products, dates, scenes = images(recipe, crowd, there, series)
+    there[[*products, *dates, *scenes.lost.tolist()]] = False
     rows = np.flatnonzero(alive & ~there[image])
     left = alive & there[image]
     centre = np.isin(image, scenes.kept[scenes.lost])  # others went for these: they must not go themselves
@@ -65,22 +58,52 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     def of_series(one: Ints, other: Ints) -> Bools:
         return series.pairs(image[one], image[other])
 
-    phash = spec.signature == "phash"
-    tiles = (
-        spec.find(crowd.looks, by, crowd.windows, of_series) if phash else cnn(spec, crowd, by, of_series, work, say)
-    )
+    if spec.signature == "phash":
+        tiles = spec.find(crowd.looks, by, crowd.windows, of_series)
+    else:
+        tiles = cnn(spec, crowd, by, centre & crowd.whole, of_series, work, say)
+    products, dates = ({n: _stays(other, (dates, scenes)) for n, other in gone.items()} for gone in (products, dates))
     singly = [_lost_images(crowd, alive, gone, why) for gone, why in ((products, "twin"), (dates, "series"))]
     of_scenes = np.flatnonzero(alive & np.isin(image, scenes.lost))
-    lost = pa.concat_tables([*singly, _lost_scenes(crowd, scenes, of_scenes), _lost_tiles(crowd, tiles)])
+    duplicates = pa.concat_tables([_lost_scenes(crowd, scenes, of_scenes), _lost_tiles(crowd, tiles)])
+    lost = pa.concat_tables([*singly, duplicates])
     summary = about(recipe, crowd, scenes, tiles, compared)
     summary |= {"twins": len(products), "beyond_series": len(dates), "spared_in_series": len(series.spared)}
-    summary["goes"] = dict(sorted(Counter(lost.column("source").to_pylist()).items()))
+    summary["goes"] = dict(sorted(Counter(duplicates.column("source").to_pylist()).items()))
     if spec.action == "report":
         return Merged(lost, summary, CHANGES.empty_table())
     left[tiles.lost] = False
     changes, conflicts = take_over(crowd, scenes, np.concatenate([rows, tiles.lost]), by[left[by]])
     summary |= {"took_over": changes.num_rows, "conflicts": conflicts}
     return Merged(lost, summary, changes)
+
+
+def images(recipe: Recipe, crowd: Crowd, there: Bools, series: Series) -> tuple[dict[int, int], dict[int, int], Stars]:
+    """Images that go as products of one acquisition, as one date too many, and as duplicates. there: those compared."""
+    spec, whole = series.spec, crowd.whole[crowd.first]
+    by = order(crowd.image_facts, recipe.prefer)
+    products = twins(crowd, by[there[by]])
+    there = there.copy()
+    there[list(products)] = False
+    dates: dict[int, int] = {}
+    while True:  # what goes as one date too many must not have been what others went for
+        scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.pairs)
+        scenes = scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole are compared as tiles
+        kept = there.copy()
+        kept[scenes.lost] = False
+        beyond = series.beyond(by[kept[by]])
+        if not beyond:
+            return products, dates, scenes
+        dates |= beyond
+        there[list(beyond)] = False
+
+
+def _stays(image: int, gone: tuple[dict[int, int], Stars]) -> int:
+    """The image that is there in the end, where another went for `image`."""
+    dates, scenes = gone
+    while image in dates:
+        image = dates[image]
+    return int(scenes.kept[image])
 
 
 def _lost_images(crowd: Crowd, alive: Bools, gone: dict[int, int], why: str) -> pa.Table:
@@ -109,7 +132,9 @@ def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:
     return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match)
 
 
-def cnn(spec: Dedup, crowd: Crowd, by: Ints, of_series: Pairs, work: Path, say: Callable[[str], None]) -> Stars:
+def cnn(
+    spec: Dedup, crowd: Crowd, by: Ints, fixed: Bools, of_series: Pairs, work: Path, say: Callable[[str], None]
+) -> Stars:
     """Tiles that duplicate kept ones by the cosine of their CNN vectors; flat ones by equal pixels."""
     files = semantic.vectors_of(crowd.rows.parts, work, spec.model, say)
     vectors = semantic.load(files)[1][by]
@@ -120,7 +145,7 @@ def cnn(spec: Dedup, crowd: Crowd, by: Ints, of_series: Pairs, work: Path, say: 
         same = image[kept] == image[rows]
         within = overlap_share(window[kept], window[rows]) >= spec.overlap_share
         differ = crowd.looks.digests[kept] != crowd.looks.digests[rows]
-        yes: Bools = np.where(same, within, ~(differ & of_series(kept, rows)))
+        yes: Bools = np.where(same, within, ~(differ & of_series(kept, rows))) & ~fixed[rows]
         return yes
 
     flat = crowd.looks.flat(spec.flat_entropy_bits)[by]

@@ -207,9 +207,17 @@ class Build(leave.Story):
         """What a held-out list cannot do for this build, or that there is none; RecipeError where it cannot be read."""
         grid = self.recipe.slice.model_dump(mode="json") if self.recipe.slice else None
         for held in self.recipe.protect.read():
-            if held.about["grid"] not in (None, grid):
-                what = f"tiles of {held.who} were cut on another grid than this recipe's"
-                self.say(f"warning: {what}: sign it with --recipe, else whole images alone are compared")
+            narrow = self.recipe.cut.narrow
+            tiles, its_grid = held.about["tiles"], held.about["grid"]
+            cuts = self.recipe.slice is not None and self.recipe.slice.grid is not None
+            wrong = {
+                f"tiles of {held.who} were cut on another grid than this recipe's": tiles and its_grid != grid,
+                f"{held.who} has no tiles, and this recipe cuts some": cuts and its_grid is None,
+                f"{held.who} was narrowed in another way": held.about["narrow"]
+                != (narrow and narrow.model_dump(mode="json")),
+            }
+            for what in (words for words, holds in wrong.items() if holds):
+                self.say(f"warning: {what}: sign it with this --recipe")
         if not self.recipe.protect.lists:
             self.say(f"warning: {NO_LIST}: `datakit protect sign` makes a list of one, --protect LIST compares with it")
 

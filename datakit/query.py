@@ -14,7 +14,7 @@ from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
 from .image import Narrow
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
-from .manifest import Manifest
+from .manifest import Collection, Layout, Manifest
 from .run import Engine
 from .sample import Window, make_key
 from .signing import Signed, any_images, file_at, sign
@@ -48,7 +48,8 @@ class Query:
         self.narrow = validate(Narrow, narrow, "manifest.json: cut.narrow") if narrow else None
         grid = plain["slice"].get("grid") or {"size_px": 512}
         self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"))
-        self.path = Path(out) / "samples.parquet"
+        self.sources = {source["name"]: source["collection"] for source in recipe["sources"]}
+        self.path = (Path(out) if Path(out).is_dir() else Path(out).parent) / "samples.parquet"
         try:
             file = pq.ParquetFile(self.path)
             groups = range(file.num_row_groups)
@@ -56,7 +57,7 @@ class Query:
                 level: np.concatenate([_first(file.read_row_group(n, [names[0]]), names[0]) for n in groups])
                 for level, names in LEVELS
             }
-        except (OSError, ValueError, pa.ArrowException) as exc:
+        except (OSError, ValueError, KeyError, pa.ArrowException) as exc:
             raise ShardError(f"{self.path}: {exc}. Build the set again to rewrite it") from None
 
     def ask(self, looks: Looks, levels: tuple[str, ...], radius_bits: int | None = None) -> list[Hit]:
@@ -90,25 +91,39 @@ class Query:
             return pq.ParquetFile(self.path).schema_arrow.empty_table().select(columns)
         return Rows((self.path,), np.zeros(len(rows), np.int32), rows).read(columns)
 
-    def sign(self, path: Path, window: Window | None = None) -> Signed:
-        """How an image looks, or a window of it; SourceError where it cannot be read."""
-        signed = sign(any_images("query"), path.parent, [file_at(path)], window or self.slice, self.narrow, Engine(0))
+    def sign(self, path: Path, window: Window | None = None, source: str = "") -> Signed:
+        """How an image looks, or a window of it; SourceError where it cannot be read.
+
+        source: of the build, whose bands the image has; plain pictures need none.
+        """
+        if source and source not in self.sources:
+            raise SourceError(f"{source}: no source of this build; there are {', '.join(self.sources)}")
+        about = validate(Collection, self.sources[source], "manifest.json: sources") if source else None
+        any_name = about and about.model_copy(update={"layout": Layout(images=("**",))})
+        signed = sign(
+            any_images("query", any_name), path.parent, [file_at(path)], window or self.slice, self.narrow, Engine(0)
+        )
         if not signed.records.num_rows:
             why = "; ".join(reason for _, reason in signed.unsigned) or "not an image by its name"
-            raise SourceError(f"{path}: {why}. Give an image, or another window")
+            raise SourceError(f"{path}: {why}. Give an image or another window; of other bands, --source too")
         return signed
 
-    def spell(self, path: Path, window: Window | None = None, radius_bits: int | None = None) -> list[dict[str, Any]]:
-        """Answers about an image, or a window of it, as plain data; one that says so if there is none."""
-        records = self.sign(path, window).records.slice(0, 1)
-        whole = records.column("window")[0].as_py() is None
-        hits = []
-        if window or whole:  # as a tile, and where it is no larger than one, as an image
-            hits += self.ask(Looks.of(records, TILE), ("image", "tile"), radius_bits)
-        else:
-            hits += self.ask(Looks.of(records, SCENE), ("image",), radius_bits)
-        asked = {"image": str(path), "window": list(window) if window else None}
-        return [{**asked, "found": True, **hit._asdict()} for hit in hits] or [{**asked, "found": False}]
+    def spell(
+        self, path: Path, window: Window | None = None, radius_bits: int | None = None, source: str = ""
+    ) -> list[dict[str, Any]]:
+        """Answers about an image and its tiles, or about a window of it, as plain data; one that says so if none is."""
+        records = self.sign(path, window, source).records
+        asked: list[tuple[Any, list[Hit]]] = []
+        if window is None:
+            asked.append((None, self.ask(Looks.of(records.slice(0, 1), SCENE), ("image", "tile"), radius_bits)))
+        known = any(hits for _, hits in asked)  # a known image has no strange tiles
+        for n, tile in enumerate(records.column("window").to_pylist()):
+            levels = ("image", "tile") if window else ("tile",)
+            if tile and not known:
+                asked.append((tile, self.ask(Looks.of(records.slice(n, 1), TILE), levels, radius_bits)))
+        image = {"image": str(path)}
+        found = [{**image, "window": tile, "found": True, **hit._asdict()} for tile, hits in asked for hit in hits]
+        return found or [{**image, "window": list(window) if window else None, "found": False}]
 
 
 def _first(table: pa.Table, name: str) -> NDArray[np.uint64]:

@@ -75,9 +75,8 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _looks_are_measured(self) -> Recipe:
-        asks = [name for name in ("dedup", "same_place") if getattr(self, name)] + ["protect"] * bool(
-            self.protect.lists
-        )
+        asks = [name for name in ("dedup", "same_place") if getattr(self, name)]
+        asks += ["protect"] if self.protect.lists else []
         if asks and not self.cut.measure:
             raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
         return self
@@ -95,6 +94,7 @@ class Recipe(Spec):
             plain["sources"] = [{"manifest": s} if isinstance(s, str) else s for s in plain["sources"]]
         for key, value in (changes or {}).items():
             put(plain, key, value)
+        put_lists(plain, path.parent, protect)
         wrong: dict[tuple[int | str, ...], str] = {}
         if isinstance(plain.get("sources"), list):
             plain["sources"] = [_source(s, path, n, wrong) for n, s in enumerate(plain["sources"])]
@@ -104,8 +104,7 @@ class Recipe(Spec):
             wrong |= {at: line for at, line in wrong_fields(cls, exc).items() if at[:2] not in wrong}
         if wrong:
             raise RecipeError("\n".join([f"{path}: {len(wrong)} wrong", *(f"  {line}" for line in wrong.values())]))
-        lists = tuple(dict.fromkeys([*recipe.protect.lists, *protect]))
-        return recipe.model_copy(update={"protect": recipe.protect.model_copy(update={"lists": lists})})
+        return recipe
 
     def header_rules(self) -> Exclude:
         """The rules before `cut`, what is kept for evaluation first."""
@@ -120,6 +119,15 @@ class Recipe(Spec):
             least = ValidShare(min_share=self.slice.random.min_valid_share, name="min_valid_share")
             return Exclude(rules=(least, *measured.rules))
         return measured
+
+
+def put_lists(plain: dict[str, Any], beside: Path, protect: Sequence[Path]) -> None:
+    """Add held-out lists to those of a recipe, whose names may be relative to its file."""
+    stage = plain.get("protect") or {}
+    named = stage.get("lists") if isinstance(stage, dict) else None
+    if isinstance(stage, dict) and isinstance(named or [], list):
+        own = [str(beside / name) if (beside / str(name)).is_file() else name for name in named or []]
+        plain["protect"] = {**stage, "lists": [*dict.fromkeys([*own, *map(str, protect)])]}
 
 
 def find(path: Path) -> Path:

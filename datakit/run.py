@@ -153,6 +153,15 @@ def commit(table: pa.Table, path: Path, folder: Path) -> None:
     sync(path.parent)
 
 
+def commit_text(text: str, path: Path, folder: Path) -> None:
+    """Write a text in `folder`, on the same disk, and give it its name when it is whole."""
+    temporary = folder / path.name
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

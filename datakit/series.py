@@ -23,6 +23,7 @@ class Series:
 
     def __init__(self, spec: Dedup, crowd: Crowd) -> None:
         self.spec, self.crowd = spec, crowd
+        self.known: dict[int, place.Footprint] = {}  # of images that were asked for
         self.spared: set[int] = set()  # images that looked like another of their series, and were kept
 
     def pairs(self, one: Ints, other: Ints) -> NDArray[np.bool_]:
@@ -31,9 +32,12 @@ class Series:
         day, known = crowd.day, crowd.place
         apart = (day[one] != NO_DAY) & (day[other] != NO_DAY) & (np.abs(day[one] - day[other]) >= self.spec.min_days)
         same = (known[one] >= 0) & (known[one] == known[other])
-        for n in np.flatnonzero(apart & ~same & ((known[one] < 0) | (known[other] < 0))).tolist():
-            places = self.footprints(np.array([one[n], other[n]]))
-            same[n] = len(overlapping(places[:1], places[1:], ONE_PLACE)) > 0
+        unsure = np.flatnonzero(apart & ~same & ((known[one] < 0) | (known[other] < 0)))
+        images, back = np.unique(np.concatenate([one[unsure], other[unsure]]), return_inverse=True)
+        places = self.footprints(images)
+        for n, i, j in zip(unsure.tolist(), *back.reshape(2, -1).tolist(), strict=True):
+            if places[i].any() and places[j].any():
+                same[n] = len(overlapping(places[i : i + 1], places[j : j + 1], ONE_PLACE)) > 0
         self.spared |= set(other[apart & same].tolist())
         out: NDArray[np.bool_] = apart & same
         return out
@@ -41,14 +45,17 @@ class Series:
     def footprints(self, images: Ints) -> NDArray[np.float64]:
         """Footprints of whole images, (M, 8); all zero where there is none."""
         out = np.zeros((len(images), 8))
-        for n, row in enumerate(self.crowd.texts(self.crowd.first[images], *FIELDS)):
+        unknown = [n for n, image in enumerate(images.tolist()) if image not in self.known]
+        for n, row in zip(unknown, self.crowd.texts(self.crowd.first[images[unknown]], *FIELDS), strict=True):
             left, top, *_ = row["window"] or (0, 0, 0, 0)
             scale = row["scale"]  # the record's transform is of its own px
             sides = (-left, -top, row["image_width"], row["image_height"])
             whole = Window(*(side / scale for side in sides))  # parts of a px will do here
             transform = tuple(row["transform"]) if row["transform"] else None
             sample = Sample(crs=row["crs"], transform=transform, gcps=row["gcps"])
-            out[n] = place.footprints(sample, [whole])[0] or 0.0
+            self.known[int(images[n])] = place.footprints(sample, [whole])[0]
+        for n, image in enumerate(images.tolist()):
+            out[n] = self.known[image] or 0.0
         return out
 
     def beyond(self, by: Ints) -> dict[int, int]:

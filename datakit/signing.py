@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -156,7 +157,7 @@ def held_out(
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
     signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), recipe.cut.narrow, engine)
     if not signed.records.num_rows:
-        raise SourceError(f"{folder}: no image could be signed. Name the folder of the evaluation images")
+        raise SourceError(f"{folder}: no image could be signed ({why_not(signed)})")
     whole = entries_of(signed, SCENE)
     tiles = entries_of(signed, TILE) if grid else ENTRY.empty_table()
     unsigned = [{"name": file, "why": why} for file, why in signed.unsigned]
@@ -176,6 +177,13 @@ def held_out(
         },
         pa.concat_tables([whole, tiles]),
     )
+
+
+def why_not(signed: Signed) -> str:
+    """Why images could not be signed, and what to do."""
+    why = ", ".join(f"{reason} {n}" for reason, n in Counter(w for _, w in signed.unsigned).most_common(3))
+    advice = "name the folder of the evaluation images; of images that are no plain pictures give --manifest"
+    return f"{why or 'there is none'}: {advice}"
 
 
 def entries_of(signed: Signed, columns: tuple[str, ...]) -> pa.Table:

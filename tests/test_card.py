@@ -17,8 +17,10 @@ from datakit.card import features
 from datakit.manifest import Manifest, Shard
 from datakit.recipe import Recipe
 from datakit.sample import Sample
+from datakit.stages.protect import Protect, certificate
 from datakit.stages.shards import sample_json
 
+FOUND = {"protect": certificate(Protect(), [], {}, [])}
 LICENCE = "For research | teaching only.\nAsk first."
 
 
@@ -52,12 +54,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
         collection("sea"),
     ]
     plain = {"name": "small", "title": "Klein & fein: ü", "about": "What it is.", "sources": sources}
+    plain["include_evaluation"] = ["air:val", "land:val"]
     recipe = Recipe.model_validate(
         {**plain, "slice": {"grid": {"size_px": 64}}, "shards": {"split": "", "max_samples": 5}}
     )
     manifest = datakit.build(recipe, folder, folder / "out", workers=0, allow_missing=True)
     text = (folder / "out" / "README.md").read_text(encoding="utf-8")
-    assert text == card.text(manifest)
+    assert text == card.text(manifest, FOUND)
+    assert "What it is. **It includes evaluation data: air:val, land:val.**" in text
     return manifest, text
 
 
@@ -121,7 +125,7 @@ def test_missing_collections_are_named(built: tuple[Manifest, str]) -> None:
     manifest, text = built
     assert manifest.missing == ("sea",)
     assert "Collections of the recipe that were not at hand: sea." in text
-    assert "not at hand" not in card.text(manifest.model_copy(update={"missing": ()}))
+    assert "not at hand" not in card.text(manifest.model_copy(update={"missing": ()}), FOUND)
 
 
 def test_fields_are_those_of_the_samples(built: tuple[Manifest, str]) -> None:

@@ -671,7 +671,7 @@ def one_by_one(spec: Dedup, looks: Looks, by: NDArray[np.int64], windows: Window
                     yes = np.abs(thumb - looks.thumbnails[row]).mean() <= spec.thumbnail_levels
                     if windows and windows.image[head] == windows.image[row]:
                         one, other = (Window(*windows.window[n].tolist()) for n in (head, row))
-                        yes = place == 0 and one_overlap_share(one, [other]) >= spec.overlap_share
+                        yes = yes and place == 0 and one_overlap_share(one, [other]) >= spec.overlap_share
                     if bits <= spec.radius_bits and yes:
                         places.append((bits, place))
                 if places:

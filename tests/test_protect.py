@@ -387,12 +387,14 @@ def test_a_list_of_another_grid_warns_each_time(world: World, tmp_path: Path) ->
         assert [line for line in said if line.startswith("warning: tiles of faces were cut on another grid")]
 
 
-def test_lists_of_random_windows_hold_whole_images_and_do_not_warn(world: World, tmp_path: Path) -> None:
+def test_lists_of_random_windows_hold_whole_images_and_say_so(world: World, tmp_path: Path) -> None:
     random = recipe_of("a", exclude={"rules": []}, slice={"random": {"side_px": [64, 128]}})
     held = sign(world.data / "my evaluation set", tmp_path / "whole.list", random)
     assert (held.about["images"], held.about["tiles"], held.about["grid"]) == (8, 0, None)
     said = build(world.data, tmp_path / "out", tmp_path / "whole.list")
-    assert not [line for line in said if line.startswith("warning")]
+    assert [line for line in said if line.startswith("warning")] == [
+        "warning: my evaluation set has no tiles, and this recipe cuts some: sign it with this --recipe"
+    ]
     assert "train/large.jpg@0,0,256,256" in lost(tmp_path / "out", "protect")
 
 

@@ -26,7 +26,7 @@ Prefer = Literal["source", "labelled", "larger", "sharper", "finer", "valid", "l
 class Dedup(Likeness):
     """Near-duplicates: whole images first, then tiles."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     action: Literal["drop", "report"] = Field("drop", description="report: count them and remove nothing")
     orientations: bool = Field(False, description="find flipped and rotated copies, too")
@@ -75,7 +75,7 @@ class Dedup(Likeness):
                 return alike
             same = windows.image[kept] == windows.image[rows]
             within = (places == 0) & (overlap_share(windows.window[kept], windows.window[rows]) >= self.overlap_share)
-            return np.where(same, within, alike)
+            return np.where(same, within & alike, alike)
 
         signatures = looks.signatures[by] if self.orientations else looks.signatures[by, :1]
         flat = looks.flat(self.flat_entropy_bits)[by]

@@ -186,7 +186,7 @@ def held_digest(path: Path) -> str:
 def certificate(
     spec: Protect, lists: Sequence[HeldOut], compared: dict[str, int], matches: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What protect.json says. compared: images, tiles and footprints of the build, and those refused by thumbnails."""
+    """What protect.json says. compared: of the build, images, tiles, those placed, flat, and refused by thumbnails."""
     if not lists:
         return {"statement": NO_LIST, "lists": [], "compared": {}, "matches": [], "cannot_see": list(CANNOT_SEE)}
     a_pair = chance(spec.radius_bits) * PLACES * sum(len(held.looks) for held in lists)

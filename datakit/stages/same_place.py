@@ -46,7 +46,7 @@ SAVED_AT_ONCE = 2048  # verdicts in a file
 class SamePlace(Spec):
     """Tiles whose ground tiles of other images show with the same pixels. Only images with a transform take part."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     tolerance_levels: int = Field(0, ge=0, le=255, description="levels that pixels may differ by and still agree")
     # 1: then nothing is lost with a tile. One car in a tile of 512 px is less than 1 in 1000 of its pixels
