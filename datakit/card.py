@@ -55,7 +55,7 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
     about = manifest.recipe.get("about") or "Built with datakit."
     taken = manifest.recipe.get("include_evaluation")
     if taken:
-        about = f"{about.strip()} **It includes evaluation data: {', '.join(taken)}.**"
+        about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
     lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
     if manifest.missing:
         lines += [f"Collections of the recipe that were not at hand: {', '.join(manifest.missing)}.", ""]

@@ -138,6 +138,13 @@ def recipe_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="keep out what is like this held-out list",
     )
+    verb.add_argument(
+        "--licence",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take only what is under such a licence (repeat it)",
+    )
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
 
 
@@ -157,7 +164,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments name, with their changes."""
     from .recipe import Recipe, parse_changes
 
-    recipe = Recipe.load(args.recipe, parse_changes(args.set), protect=args.protect)
+    recipe = Recipe.load(args.recipe, parse_changes(args.set), args.protect, args.licence)
     if not args.data.exists():
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,8 @@ from .files import File
 from .run import Funnel
 from .sample import SCHEMA, Sample, digest, to_table
 from .sources import folder
-from .sources.scan import Source, label_table, listing
+from .sources.joined import stem_of
+from .sources.scan import NOWHERE, Source, label_table, listing
 
 PART_IMAGES = 2048
 PART_BYTES = 1 << 26  # of source files: a part in hand is what a crash costs, and a small set has work for all cores
@@ -29,7 +30,7 @@ class Listed:
     parts: list[Path]
     labels: str
     funnel: Funnel
-    images: frozenset[str]  # file names, without folders
+    images: dict[str, set[str]]  # splits of its images by stem; empty if no other source has the same
 
 
 def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
@@ -42,10 +43,17 @@ def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
     return list(folder.files(root, skip))
 
 
-def list_source(source: Source, root: Path, work: Path, out: Path, elsewhere: Container[str] = ()) -> Listed:
+def list_source(
+    source: Source,
+    root: Path,
+    work: Path,
+    out: Path,
+    elsewhere: Mapping[str, set[str]] = NOWHERE,
+    is_main: bool = False,
+) -> Listed:
     """List a source; its parts lie in work/list. The folder that it lies in is part of what it is.
 
-    elsewhere: file names of images that are read in another source that has the same images.
+    elsewhere: splits by stem of images that are read in another source that has the same images; is_main: this is it.
     """
     found = find_files(source, root, work, out)
     records = list(listing(source, found, elsewhere))
@@ -71,13 +79,25 @@ def list_source(source: Source, root: Path, work: Path, out: Path, elsewhere: Co
                 run.write_part(table, path, aside, run.funnel_of(table, table))
             parts.append(path)
             funnel.add(run.read_done(path).funnel)
-        labels = label_table(source, found)
-        labels_digest = digest(place, json.dumps([list(r.values()) for r in labels.to_pylist()]))
-        (work / "labels").mkdir(exist_ok=True)
-        if not (work / "labels" / f"{labels_digest}.parquet").exists():
-            run.commit(labels, work / "labels" / f"{labels_digest}.parquet", aside)
-    images = frozenset(r.name.rpartition("/")[2] for r in records if not r.dropped)
+        here = sorted(r.name for r in records if not r.dropped or r.dropped == "same_images") if elsewhere else []
+        labels_digest = list_labels(label_table(source, found), here, place, work / "labels", aside)
+    images: dict[str, set[str]] = {stem: set(splits) for stem, splits in elsewhere.items()}
+    for r in records if is_main else ():
+        if not r.dropped:
+            images.setdefault(stem_of(r.name), set()).add(source.collection.split_of(r.name))
     return Listed(parts, labels_digest, funnel, images)
+
+
+def list_labels(labels: pa.Table, images: list[str], place: str, folder: Path, aside: Path) -> str:
+    """Keep where label files lie, and names of images that are read elsewhere; gives a digest of both."""
+    found = digest(place, json.dumps([list(row.values()) for row in labels.to_pylist()]), *images)
+    folder.mkdir(exist_ok=True)
+    if images:
+        table = pa.table({"name": pa.array(images, pa.string())})
+        run.commit(table, folder / f"{found}.images.parquet", aside)
+    if not (folder / f"{found}.parquet").exists():
+        run.commit(labels, folder / f"{found}.parquet", aside)
+    return found
 
 
 def membership(home: Path) -> dict[str, int]:

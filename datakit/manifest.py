@@ -80,6 +80,9 @@ class MaskRaster(Spec):
     classes: dict[int, str] = Field({}, description="names of the classes by level in seg.png")
     colours: dict[int, tuple[int, int, int]] = Field({}, description="level in seg.png by colour, of colour masks")
     ignore: tuple[int, ...] = Field((), description="levels of the raster that mean no label: 255 in seg.png")
+    threshold: int | None = Field(
+        None, gt=0, le=255, description="of colour masks that are not pure: levels from this on are 255, others 0"
+    )
 
     @field_validator("colours")
     @classmethod
@@ -97,11 +100,12 @@ class MaskSource(Spec):
     ignore: tuple[int, ...] = ()
     classes: dict[int, str] = {}
     colours: dict[int, tuple[int, int, int]] = {}  # by level
+    threshold: int | None = None
 
     def to_json(self) -> str:
         """JSON {file, levels: null (levels stay as they are), colours: {"r,g,b": level} or null, ignore, classes}."""
         by_colour = {",".join(map(str, colour)): level for level, colour in self.colours.items()}
-        rest = {"source": self.source, "ignore": self.ignore, "classes": self.classes}
+        rest = {"source": self.source, "ignore": self.ignore, "classes": self.classes, "threshold": self.threshold}
         return json.dumps({"file": self.file, "levels": None, "colours": by_colour or None, **rest})
 
     @classmethod

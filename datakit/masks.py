@@ -91,6 +91,8 @@ class Masks:
         return picked
 
     def _opened(self, root: Path, file: File, source: MaskSource) -> Callable[[RasterWindow], Classes]:
+        if self.image.orientation != 1:
+            raise LabelUnreadable(f"{file.name}: the image is shown turned, and nothing tells whether its mask is")
         head = files.head(root, file, 4)
         driver = BEGINNINGS.get(head) or SHORT_BEGINNINGS.get(head[:2])  # GDAL may open only what it begins as
         if driver is None:
@@ -130,6 +132,8 @@ class Decoder:
             raise LabelUnreadable(f"{name}: levels of {dtype}, where classes are whole numbers")
         if len(self.indexes) not in ((1, 3) if source.colours else (1,)):
             raise LabelUnreadable(f"{name}: {len(self.indexes)} bands, where levels are one; give `colours`")
+        if source.colours and dtype.itemsize > 1:
+            raise LabelUnreadable(f"{name}: {dtype}, where colours are of 8 bits")
         if not all(0 <= level <= 255 for level in source.colours):
             raise LabelUnreadable(f"{name}: colours: a level is from 0 to 255")
         if source.colours and len(self.indexes) == 1 and dtype.itemsize == 1:
@@ -149,6 +153,8 @@ class Decoder:
         return np.where(ignored, NO_LABEL, raw).astype(np.uint8)
 
     def _by_colour(self, raw: NDArray[Any]) -> NDArray[np.int64]:
+        if self.source.threshold is not None:
+            raw = np.where(raw >= self.source.threshold, 255, 0).astype(raw.dtype)
         if self.table is not None:
             by_level: NDArray[np.int64] = self._levels_of(self.table.T)[raw[0]]
             return by_level

@@ -19,7 +19,7 @@ from .pictures import draw, picture_jobs
 from .recipe import Recipe
 from .run import Done, Engine, Funnel, Job
 from .sample import Stage, digest
-from .sources.scan import Labels, Scan, Source
+from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
 from .stages.protect import NO_LIST
 from .stages.shards import PARTIAL, ShardJob, note_of, write_shard, written
@@ -76,16 +76,18 @@ class Build(leave.Story):
     def list_sources(self) -> list[Path]:
         """The files of every source, in parts; a file stays in the part that it first entered."""
         found: list[Path] = []
-        images: dict[str, frozenset[str]] = {}
+        images: dict[str, dict[str, set[str]]] = {}
         self.funnels["list"] = Funnel()
         with self.timed("list"):
             for source in self.recipe.sources:
                 if source.name not in self.roots:
                     continue
-                main = self.same_images(source)
-                elsewhere = images[main.name] if main else frozenset()
-                listed = listing.list_source(source, self.roots[source.name], self.work, self.out, elsewhere)
-                images[source.name] = listed.images | elsewhere
+                main = self.recipe.main_of(source, self.roots)
+                elsewhere = images[main.name] if main else {}
+                is_main = any(self.recipe.main_of(s, self.roots) == source for s in self.recipe.sources)
+                root = self.roots[source.name]
+                listed = listing.list_source(source, root, self.work, self.out, elsewhere, is_main or bool(main))
+                images[source.name] = listed.images
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
                 found += listed.parts
@@ -109,19 +111,9 @@ class Build(leave.Story):
             return stages[step]
         there = [s for s in recipe.sources if s.name in self.roots]
         mine = next(s for s in there if s.name == source)
-        others = [s for s in there if self.same_images(s) == mine]
+        others = [s for s in there if recipe.main_of(s, self.roots) == mine]
         also = tuple(Labels(source=s, labels=self.labels[s.name]) for s in others)
         return Scan(source=mine, labels=self.labels[source], also=also)
-
-    def same_images(self, source: Source) -> Source | None:
-        """The source before this one whose images are the same: they are read there, and its labels joined."""
-        for other in self.recipe.sources:
-            if other == source:
-                return None
-            related = source.collection.name in other.collection.same_images_as
-            if other.name in self.roots and (related or other.collection.name in source.collection.same_images_as):
-                return other
-        return None
 
     def name_parts(self, step: str, before: list[Path]) -> list[Path]:
         """Where the parts of a step lie: a name says the stage, its version, the libraries, and the part before."""

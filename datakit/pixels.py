@@ -288,13 +288,20 @@ class Picker:
             if collar:
                 top, bottom = window.row_off, window.row_off + window.height
                 valid = collar.valid(marks_of(levels), top == 0, bottom == raster.height)
-            yield tuple((levels if valid is None else levels[valid]).reshape(-1, levels.shape[2]).T)
+            bands = (levels if valid is None else levels[valid]).reshape(-1, levels.shape[2]).T
+            yield tuple(band[~self._is_nodata(band)] for band in bands)
+
+    def _is_nodata(self, levels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which levels are nodata themselves: a px is valid where one band has data, but only that one counts."""
+        if self.nodata is None:
+            return np.zeros(levels.shape, bool)
+        return np.isnan(levels) if np.isnan(self.nodata) else np.asarray(levels == self.nodata)
 
     def _valid(self, raster: Any, window: RasterWindow, levels: NDArray[Any]) -> Mask | None:
         """What nodata, mask or alpha say of some rows; None where nothing does."""
         valid: Mask | None = None
         if self.nodata is not None:
-            valid = ~(np.isnan(levels) if np.isnan(self.nodata) else levels == self.nodata).all(axis=2)
+            valid = np.asarray(~self._is_nodata(levels).all(axis=2))
         if self.masked:
             valid = raster.read_masks(1, window=window) > 0
         if self.alpha:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,22 @@ class Recipe(Spec):
         asks += ["protect"] if self.protect.lists else []
         if asks and not self.cut.measure:
             raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
+        if self.dedup and self.dedup.signature == "cnn" and self.cut.encode.format in ("tiff16", "png16"):
+            raise ValueError(f"dedup: signature: cnn reads 8-bit pictures, not {self.cut.encode.format}; use phash")
         return self
 
     @classmethod
-    def load(cls, path: str | Path, changes: dict[str, Any] | None = None, protect: Sequence[Path] = ()) -> Recipe:
+    def load(
+        cls,
+        path: str | Path,
+        changes: dict[str, Any] | None = None,
+        protect: Sequence[Path] = (),
+        licences: Sequence[str] = (),
+    ) -> Recipe:
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
         changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
-        beside those of the recipe.
+        beside those of the recipe. licences: take only what is under one of these; "unstated" is none of them.
         """
         path = find(Path(path))
         plain = with_base(path)
@@ -95,6 +103,7 @@ class Recipe(Spec):
         for key, value in (changes or {}).items():
             put(plain, key, value)
         put_lists(plain, path.parent, protect)
+        put_licences(plain, licences)
         wrong: dict[tuple[int | str, ...], str] = {}
         if isinstance(plain.get("sources"), list):
             plain["sources"] = [_source(s, path, n, wrong) for n, s in enumerate(plain["sources"])]
@@ -106,9 +115,25 @@ class Recipe(Spec):
             raise RecipeError("\n".join([f"{path}: {len(wrong)} wrong", *(f"  {line}" for line in wrong.values())]))
         return recipe
 
+    def main_of(self, source: Source, there: Container[str]) -> Source | None:
+        """The source before this one, among those there, that has the same images: they are read in it."""
+        for other in self.sources:
+            if other == source:
+                return None
+            related = source.collection.name in other.collection.same_images_as
+            if other.name in there and (related or other.collection.name in source.collection.same_images_as):
+                return self.main_of(other, there) or other
+        return None
+
     def header_rules(self) -> Exclude:
         """The rules before `cut`, what is kept for evaluation first."""
-        held = tuple(source.name for source in self.sources if source.collection.role == "evaluation")
+        evaluation = {source.collection.name for source in self.sources if source.collection.role == "evaluation"}
+        same = {other for s in self.sources if s.collection.name in evaluation for other in s.collection.same_images_as}
+        held = tuple(
+            source.name
+            for source in self.sources
+            if source.collection.name in evaluation | same or evaluation & {*source.collection.same_images_as}
+        )
         first = Evaluation(collections=held, include=self.include_evaluation)
         return self.exclude.header(self.cut.narrow, first)
 
@@ -128,6 +153,15 @@ def put_lists(plain: dict[str, Any], beside: Path, protect: Sequence[Path]) -> N
     if isinstance(stage, dict) and isinstance(named or [], list):
         own = [str(beside / name) if (beside / str(name)).is_file() else name for name in named or []]
         plain["protect"] = {**stage, "lists": [*dict.fromkeys([*own, *map(str, protect)])]}
+
+
+def put_licences(plain: dict[str, Any], licences: Sequence[str]) -> None:
+    """Add a rule that takes only these licences, before all others."""
+    exclude = plain.get("exclude") or {}
+    rules = exclude.get("rules") or [] if isinstance(exclude, dict) else None
+    if licences and isinstance(rules, list):
+        only = {"rule": "licence", "allow": [*licences], "name": "licence_not_asked_for"}
+        plain["exclude"] = {**exclude, "rules": [only, *rules]}
 
 
 def find(path: Path) -> Path:

@@ -252,8 +252,15 @@ class Evaluation(_Rule):
 
 
 def is_evaluation(split: str) -> bool:
-    """Whether a split is for evaluation, by its name: val, validation, test, test_a, dev, …"""
-    return re.match(r"(val|valid|validation|test|testing|dev|eval|evaluation)([^a-z]|$)", split.lower()) is not None
+    """Whether a split is for evaluation, by a word of its name: val, test-dev, testA, public_test, hold, …
+
+    `trainval` is for training: its publisher joined the two.
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", split).lower())
+    return any(
+        re.fullmatch(r"(mini)?(val(id(ation|ate)?)?|test(ing)?|dev|eval(uation)?)(set)?|hold(out)?|held|benchmark", w)
+        for w in words
+    )
 
 
 class ValidShare(_MeasuredRule):

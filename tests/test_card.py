@@ -61,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
     manifest = datakit.build(recipe, folder, folder / "out", workers=0, allow_missing=True)
     text = (folder / "out" / "README.md").read_text(encoding="utf-8")
     assert text == card.text(manifest, FOUND)
-    assert "What it is. **It includes evaluation data: air:val, land:val.**" in text
+    assert "\n\n**It includes evaluation data: air:val, land:val.** What it is.\n" in text
     return manifest, text
 
 

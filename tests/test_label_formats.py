@@ -541,6 +541,7 @@ def test_a_mask_says_where_it_lies_and_what_its_levels_are():
         "file": asdict(FILE),
         "levels": None,
         "source": "",
+        "threshold": None,
         "colours": {"255,0,9": 1},
         "ignore": [7],
         "classes": {"1": "road", "0": "none"},

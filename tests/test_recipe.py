@@ -100,7 +100,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "exclude.rules.0.dtype.alow": "no such key; allowed: allow, max_share, name, rule",
         "exclude.rules.1.smaller_than.side_px": "Input should be greater than 0, not 0",
         "slice.grid": "gap_px (8) must be less than size_px (8)",
-        "cut.encode.format": "Input should be 'jpeg', 'png' or 'webp', not 'gif'",
+        "cut.encode.format": "Input should be 'jpeg', 'png', 'webp', 'tiff16' or 'png16', not 'gif'",
         "cut.encode.quality": "Input should be a valid integer, unable to parse string as an integer, not 'high'",
         "sed": "no such key; allowed: about, cut, dedup, exclude, include_evaluation, name, prefer, protect, "
         "same_place, seed, shards, slice, sources, subset, title",

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from worlds import digests, recipe_of, scene, work_done
+from worlds import digests, recipe_of, scene, work_done, write_recipe
 
 import datakit
 from datakit import boxes
+from datakit.errors import StageError
 from datakit.recipe import Recipe
 
 NAMES = {"train": ("P1", "P2"), "val": ("P3",)}
@@ -119,3 +120,109 @@ def test_a_changed_label_of_the_other_is_read(data: Path, tmp_path: Path) -> Non
 def test_alone_each_is_itself(data: Path, tmp_path: Path) -> None:
     manifest = datakit.build(recipe("masks"), data=data, out=tmp_path / "out", workers=0)
     assert [count.came for count in manifest.counts if count.stage == "list"] == [3]
+
+
+def test_evaluation_sets_and_splits_stay_out_unless_named(data: Path, tmp_path: Path) -> None:
+    plain = recipe("quads", "masks").model_dump(mode="json")
+    for source in plain["sources"]:
+        source["collection"]["same_images_as"] = []
+    plain["sources"][1]["collection"]["role"] = "evaluation"
+    for include, names in (
+        ([], {"quads/P1", "quads/P2"}),
+        (["quads:val"], {"quads/P1", "quads/P2", "quads/P3"}),
+        (["masks:val"], {"quads/P1", "quads/P2", "masks/P3"}),
+        (["masks"], {"quads/P1", "quads/P2", "masks/P1", "masks/P3", "masks/own"}),
+    ):
+        out = tmp_path / "-".join(include or ["none"]).replace(":", "_")
+        one = Recipe.model_validate({**plain, "include_evaluation": include})
+        manifest = datakit.build(one, data=data, out=out, work=tmp_path / "work", workers=0)
+        kept = pq.read_table(out / "samples.parquet").to_pylist()
+        assert {f"{row['source']}/{Path(row['name']).stem}" for row in kept} == names
+        gone = sum(count.dropped.get("evaluation", 0) for count in manifest.counts)
+        assert gone == 6 - len(names)
+        said = f"It includes evaluation data: {', '.join(include)}."
+        assert (said in (out / "README.md").read_text()) == bool(include)
+
+
+def test_licences_may_be_asked_for(data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.yaml", recipe("quads", "masks"))
+    only = Recipe.load(path, licences=["CC0-1.0"])
+    plain = only.model_dump(mode="json")
+    for source in plain["sources"]:
+        source["collection"] |= {
+            "same_images_as": [],
+            "licence": "CC0-1.0" if source["name"] == "masks" else "unstated",
+        }
+    datakit.build(Recipe.model_validate(plain), data=data, out=tmp_path / "out", workers=0)
+    assert set(pq.read_table(tmp_path / "out" / "samples.parquet").column("source").to_pylist()) == {"masks"}
+
+
+def pair(tmp_path: Path, main: dict[str, Any], other: dict[str, Any], first: str = "main") -> Recipe:
+    """Two collections of the same images, each with DOTA's text files beside its images."""
+    order = ("main", "other") if first == "main" else ("other", "main")
+    plain = recipe_of(*order, exclude={"rules": []}).model_dump(mode="json")
+    layout = {
+        "images": ["**/images/*.png"],
+        "label_files": ["**/labels/*.txt"],
+        "labels": [{"kind": "dota", "path": "{dir}/../labels/{stem}.txt"}],
+    }
+    for source in plain["sources"]:
+        more = main if source["name"] == "main" else other
+        source["collection"] |= {"layout": layout, **more}
+    plain["sources"][0]["collection"]["same_images_as"] = [order[1]]
+    return Recipe.model_validate(plain)
+
+
+def put(path: Path, n: int, label: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scene(n, 120, 100)).save(path)
+    if label:
+        text = path.parent.parent / "labels" / f"{path.stem}.txt"
+        text.parent.mkdir(exist_ok=True)
+        text.write_text(f"1 1 9 1 9 9 1 9 {label} 0\n")
+
+
+def test_names_are_those_on_disk_wherever_the_folders_of_the_other_lie(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    put(data / "main" / "images" / "1.png", 1)
+    put(data / "main" / "images" / "2.png", 2)
+    put(data / "other" / "deep" / "down" / "images" / "1.png", 1, "ship")
+    put(data / "other" / "deep" / "down" / "images" / "2.png", 2)
+    one = pair(tmp_path, {"licence": "MIT"}, {"licence": "GPL-3.0"})
+    datakit.build(one, data=data, out=tmp_path / "out", workers=0)
+    rows = scanned(tmp_path / "out")
+    assert [box.category for box in boxes.loads(rows["main/1"]["boxes"])] == ["ship"]
+    assert rows["main/1"]["licences"] == ["MIT", "GPL-3.0"]
+    assert rows["main/2"]["licences"] == ["MIT"]  # the other says nothing of it
+
+
+def test_a_picture_of_another_split_is_not_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    splits = {split: {"images": [f"{split}/images/*.png"]} for split in ("train", "extra")}
+    put(data / "main" / "train" / "images" / "1.png", 1)
+    put(data / "other" / "train" / "images" / "1.png", 1, "ship")
+    put(data / "other" / "extra" / "images" / "1.png", 2, "tree")
+    one = pair(tmp_path, {"splits": splits}, {"splits": splits})
+    manifest = datakit.build(one, data=data, out=tmp_path / "out", workers=0)
+    assert {c.source: c.dropped for c in manifest.counts if c.stage == "list"} == {
+        "main": {},
+        "other": {"same_images": 1},
+    }
+    rows = {row["name"]: row for row in scanned(tmp_path / "out").values()}
+    assert [box.category for box in boxes.loads(rows["train/images/1.png"]["boxes"])] == ["ship"]
+    assert [box.category for box in boxes.loads(rows["extra/images/1.png"]["boxes"])] == ["tree"]
+
+
+@pytest.mark.parametrize("first", ["main", "other"])
+def test_what_one_holds_back_is_held_back(tmp_path: Path, first: str) -> None:
+    data = tmp_path / "data"
+    for name in ("main", "other"):
+        put(data / name / "images" / "1.png", 1)
+    put(data / "main" / "images" / "2.png", 2)
+    held = pair(tmp_path, {}, {"role": "evaluation"}, first)
+    with pytest.raises(StageError, match="evaluation"):
+        datakit.build(held, data=data, out=tmp_path / "out", workers=0)
+    split = pair(tmp_path, {}, {"splits": {"test": {"images": ["images/*.png"]}}}, first)
+    datakit.build(split, data=data, out=tmp_path / "split", workers=0)
+    kept = pq.read_table(tmp_path / "split" / "samples.parquet").column("name").to_pylist()
+    assert kept == ["images/2.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datakit.manifest import Manifest
-from datakit.sample import Sample, Window, to_table
+from datakit.sample import Sample, Window, make_key, to_table
 from datakit.sources.synth import check
 
 Entry = dict[str, Any]
@@ -40,7 +41,9 @@ FIRST, SECOND = Window(0, 0, 512, 512), Window(388, 0, 512, 512)
 
 def row(name: str, dropped: str = "", window: Window | None = None, size: tuple[int, int] = (400, 300)) -> Sample:
     width, height = window[2:] if window else size
-    return Sample(source="a", name=name, window=window, width=width, height=height, dropped=dropped)
+    other = {"copy.jpg": "good.jpg", "good.jpg": "copy.jpg"}.get(name, "good.jpg")
+    lost_to = make_key("a", other) if dropped.startswith("duplicate") else ""
+    return Sample(source="a", name=name, window=window, width=width, height=height, dropped=dropped, lost_to=lost_to)
 
 
 def right() -> Rows:
@@ -136,6 +139,8 @@ def test_copies_go_where_the_recipe_removes_them(judged: Any) -> None:
     assert judged(without, dedup={"radius_bits": 4}) == []
     original = changed(right(), "good.jpg", row("good.jpg", "duplicate_scene"))
     assert judged(original, dedup={"radius_bits": 4}) == []
+    strange = replace(row("copy.jpg", "duplicate"), lost_to=make_key("a", "large.png"))
+    assert any("no copy of" in w for w in judged(changed(right(), "copy.jpg", strange), dedup={"radius_bits": 4}))
     both = changed(without, "good.jpg", row("good.jpg", "duplicate"))
     assert any("not 0" in w for w in judged(both, dedup={"radius_bits": 4}))
     turned = changed(without, "turned.jpg", row("turned.jpg", "duplicate"))

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..manifest import Collection, MaskSource
+from ..rules import is_evaluation
 from ..sample import Sample
 from .formats import Labelled
 from .labels import LabelReader
 
-Reader = tuple[str, Collection, LabelReader]  # name of a source, what it is, and its labels
+# Name of a source, what it is, its labels, and names of its images by stem.
+Reader = tuple[str, Collection, LabelReader, Mapping[str, Sequence[str]]]
 
 
 def joined(image: Sample, readers: Sequence[Reader]) -> tuple[Labelled, dict[str, Any]]:
     """Labels of an image by its own collection and, after it, by others; and whose they are, as fields of `Sample`."""
-    (name, about, read), *others = readers
+    (name, about, read, _), *others = readers
     said = read(image)
     boxes_of = [name] * bool(said.boxes)
     whose: dict[str, Any] = {"licences": (about.licence,)}
-    for other, its, read_its in others:
-        more = elsewhere(image, its, read_its)
-        if more == Labelled():
+    for other, its, read_its, its_names in others:
+        there, more = elsewhere(image, its, read_its, its_names.get(stem_of(image.name), ()))
+        if is_evaluation(its.split_of(there) or more.split):
+            whose["split"] = its.split_of(there) or more.split  # held back there, so it is held back here
+        if not any(more):
             continue
         whose["licences"] = tuple(dict.fromkeys([*whose["licences"], its.licence]))
         if more.label and not said.label:
@@ -45,10 +49,17 @@ def joined(image: Sample, readers: Sequence[Reader]) -> tuple[Labelled, dict[str
     return said, whose
 
 
-def elsewhere(image: Sample, about: Collection, read: LabelReader) -> Labelled:
-    """What another collection says of an image: under the first of the names it may have there that is known."""
+def elsewhere(image: Sample, about: Collection, read: LabelReader, names: Sequence[str]) -> tuple[str, Labelled]:
+    """What another collection says of an image, and the name that it has there; Labelled() if it says nothing.
+
+    names: of its images of that stem. Where none is on disk, names that the globs of its layout allow.
+    """
     split = about.split_of(image.name) or image.split
-    names = about.names_of(image.name)
-    likely = sorted(names, key=lambda name: about.split_of(name) != split)  # train/P1.png and val/P1.png may both fit
-    found = (read(replace(image, name=name)) for name in likely)
-    return next((labelled for labelled in found if labelled != Labelled()), Labelled())
+    fits = [name for name in names or about.names_of(image.name) if about.split_of(name) in ("", split) or not split]
+    found = ((name, read(replace(image, name=name))) for name in fits)
+    return next((each for each in found if any(each[1])), (fits[0] if fits and names else "", Labelled()))
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without folders and suffix."""
+    return name.rpartition("/")[2].rpartition(".")[0]

@@ -87,7 +87,12 @@ class LabelReader:
             return ""
         if file.packing not in ("", "tar", *READABLE):
             raise SourceError(f"{path}: expected a raster that can be read in place, found: {file.packing}")
-        said = {"ignore": labels.ignore, "classes": labels.classes, "colours": labels.colours}
+        said = {
+            "ignore": labels.ignore,
+            "classes": labels.classes,
+            "colours": labels.colours,
+            "threshold": labels.threshold,
+        }
         return MaskSource(file=asdict(file), **said).to_json()
 
     def _index(self, n: int, labels: Shared, path: str, images: str) -> Index | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from ..errors import SourceError
 from ..manifest import Collection
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import geotiff
-from .joined import Reader, joined
+from .joined import Reader, joined, stem_of
 from .labels import LabelReader
 
 HEAD_BYTES = 32
+NOWHERE: Mapping[str, set[str]] = {}
 USED = ("modality", "licence", "bands", "gsd_m", "layout", "splits")  # fields of a collection that records depend on
 
 
@@ -53,10 +54,10 @@ class Source(Spec):
         return next((p for p in places if p.exists()), None)
 
 
-def listing(source: Source, found: list[files.File], elsewhere: Container[str] = ()) -> Iterator[Sample]:
+def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set[str]] = NOWHERE) -> Iterator[Sample]:
     """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped.
 
-    elsewhere: file names of images that are read in another source that has the same images.
+    elsewhere: splits of the images that another source with the same images has, by stem; "" where no split is told.
     """
     layout = source.collection.layout
     seen: dict[str, files.File] = {}
@@ -75,11 +76,16 @@ def listing(source: Source, found: list[files.File], elsewhere: Container[str] =
                 raise SourceError(f"{both}: different files of one name. Unpack the archives to folders of their own")
             key = make_key(sample.source, file.path)
             yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {files.utf8(first.path)}")
-        elif file.name.rpartition("/")[2] in elsewhere:
+        elif is_there(elsewhere.get(stem_of(file.name), set()), source.collection.split_of(file.name)):
             yield sample.drop("same_images", "read in the source that has the same images; its labels are joined there")
         else:
             seen[file.name] = file
             yield sample.drop("unsafe", "a link or a name that leads outside") if file.packing == "unsafe" else sample
+
+
+def is_there(splits: set[str], split: str) -> bool:
+    """Whether an image of a split is one of those that have its stem and these splits; unknown ones may be any."""
+    return bool(splits) and (not split or "" in splits or split in splits)
 
 
 def located(source: Source, file: files.File) -> Sample:
@@ -112,6 +118,11 @@ class Labels(Spec):
         about = self.source.collection.model_dump(mode="json", include=set(USED))
         return [self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels]
 
+    def names(self, part: Part) -> dict[str, list[str]]:
+        """Names of its images by stem, where another source reads them."""
+        path = part.work / "labels" / f"{self.labels}.images.parquet"
+        return image_names(path) if path.exists() else {}
+
     def reader(self, part: Part) -> LabelReader:
         index = label_index(part.work / "labels" / f"{self.labels}.parquet")
         read = partial(label_bytes, part.roots[self.source.name], index)
@@ -133,7 +144,9 @@ class Scan(Labels):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
-        readers = [(one.source.name, one.source.collection, one.reader(part)) for one in (self, *self.also)]
+        readers: list[Reader] = [
+            (one.source.name, one.source.collection, one.reader(part), one.names(part)) for one in (self, *self.also)
+        ]
         out = []
         with image.quiet():
             for sample in from_table(records):
@@ -164,7 +177,7 @@ class Scan(Labels):
             boxes=boxes.dumps(boxes.through(said.boxes, whole)),
             captions=said.captions,
             mask=said.mask,
-            split=known.split or said.split,
+            split=whose.pop("split", "") or known.split or said.split,
             acquired=said.acquired,
             footprint=place.footprints(known, [whole])[0],
             **whose,
@@ -226,6 +239,15 @@ def label_table(source: Source, found: list[files.File]) -> pa.Table:
     """Where the label files of a collection are, in order of their names."""
     labels = sorted((f for f in found if source.collection.layout.kind(f.name) == "label"), key=lambda f: f.name)
     return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in labels], schema=LABEL_SCHEMA)
+
+
+@lru_cache(maxsize=4)
+def image_names(path: Path) -> dict[str, list[str]]:
+    """Names by stem, from the table at `path`."""
+    names: dict[str, list[str]] = {}
+    for name in pq.read_table(path).column("name").to_pylist():
+        names.setdefault(stem_of(name), []).append(name)
+    return names
 
 
 @lru_cache(maxsize=4)
