@@ -73,7 +73,14 @@ class Crowd:
         names = self.texts(self.first[images], "source", "name")
         return [make_key(row["source"], row["name"]) for row in names]
 
-    def lost(self, rows: Ints, dropped: Sequence[str], to: Sequence[str], match: Match | None = None) -> pa.Table:
+    def lost(
+        self,
+        rows: Ints,
+        dropped: Sequence[str],
+        to: Sequence[str],
+        match: Match | None = None,
+        detail: Sequence[str] = (),
+    ) -> pa.Table:
         """A table of LOST, in order of rows. dropped: why each goes, to: what it loses to, match: how alike."""
         order = np.argsort(rows, kind="stable")
         columns = {
@@ -82,7 +89,7 @@ class Crowd:
             "key": [row["key"] for row in self.texts(rows, "key")],
             "source": self.source[rows],
             "dropped": list(dropped),
-            "detail": [""] * len(rows),
+            "detail": [*detail] or [""] * len(rows),
             "lost_to": list(to),
             "distance_bits": [None] * len(rows) if match is None else match.bits,
             "turned": [""] * len(rows) if match is None else [TURNS[p] for p in match.place.tolist()],

@@ -129,7 +129,8 @@ def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:
     kept, which = np.unique(tiles.kept[rows], return_inverse=True)
     keys = [row["key"] for row in crowd.texts(kept, "key")]
     match = Match(tiles.bits[rows], tiles.place[rows])
-    return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match)
+    detail = [] if tiles.cosine is None else [f"cosine {cosine:.6f}" for cosine in tiles.cosine[rows].tolist()]
+    return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match, detail)
 
 
 def cnn(
@@ -149,11 +150,13 @@ def cnn(
         return yes
 
     flat = crowd.looks.flat(spec.flat_entropy_bits)[by]
-    star, _ = semantic.keep_stars_cosine(vectors, spec.cosine or 1.0, agree, flat, crowd.looks.digests[by])
+    star, cosine = semantic.keep_stars_cosine(vectors, spec.cosine or 1.0, agree, flat, crowd.looks.digests[by])
     kept = np.arange(len(crowd))
     kept[by] = by[star]
     bits = np.bitwise_count(crowd.looks.signatures[kept, 0] ^ crowd.looks.signatures[:, 0]).astype(np.int32)
-    return Stars(kept, np.zeros(len(crowd), np.int8), bits)
+    cosines = np.ones(len(crowd), np.float32)
+    cosines[by] = cosine
+    return Stars(kept, np.zeros(len(crowd), np.int8), bits, cosines)
 
 
 def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: Sequence[int]) -> dict[str, Any]:

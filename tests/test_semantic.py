@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from worlds import SHARED, make_world, recipe_of, scene
+from worlds import SHARED, make_world, recipe_of, scene, work_done
 
 import datakit
 from datakit import image, listing, semantic
 from datakit.errors import StageError
-from datakit.sample import from_table
+from datakit.sample import from_table, make_key
 from datakit.semantic import Model, encoder, keep_stars_cosine, load, vector_files, vectors_of, weights_file
 from datakit.staging import StagedFiles
 
@@ -407,3 +407,26 @@ def test_vectors_that_have_no_length_of_1_are_refused(row: list[float]) -> None:
         keep_stars_cosine(np.array([[1, 0], row], np.float32), 0.9)
     flat = np.array([False, True])
     keep_stars_cosine(np.array([[1, 0], row], np.float32), 0.9, flat=flat, digest=flat)
+
+
+def test_a_recipe_asks_for_it(hub: Path, tmp_path: Path) -> None:
+    """Tiles by cosine, the threshold changed without a pixel, the cosine in the record of what went."""
+    data = tmp_path / "data" / "one"
+    data.mkdir(parents=True)
+    for n in range(3):
+        Image.fromarray(scene(40 + n, 200, 160)).save(data / f"{n}.png")
+    Image.fromarray(scene(40, 200, 160)).save(data / "again.jpg", quality=60)
+    kept = {}
+    for least in (0.99, 1.0):
+        spec = {"signature": "cnn", "cosine": least}
+        one = recipe_of("one", dedup=spec, prefer=["lossless"])
+        datakit.build(one, data=tmp_path / "data", out=tmp_path / "out", workers=0)
+        kept[least] = set(pq.read_table(tmp_path / "out" / "samples.parquet").column("name").to_pylist())
+        if least == 0.99:
+            rows = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+            gone = next(row for row in rows if row["name"] == "again.jpg")
+            assert (gone["stage"], gone["dropped"], gone["lost_to"]) == ("dedup", "duplicate", make_key("one", "0.png"))
+            assert 0.99 <= float(gone["detail"].removeprefix("cosine ")) < 1
+    assert "again.jpg" not in kept[0.99]
+    assert kept[1.0] == {"0.png", "1.png", "2.png", "again.jpg"}
+    assert "images_opened" not in work_done(tmp_path / "out")

@@ -100,6 +100,7 @@ class Stars(NamedTuple):
     kept: Ints  # (N,)
     place: NDArray[np.int8]  # (N,) how the kept one is turned to look like it: see `looks.TURNS`
     bits: NDArray[np.int32]  # (N,) distance of their signatures
+    cosine: NDArray[np.float32] | None = None  # (N,) of their CNN vectors, where these decided
 
     def but(self, rows: Ints) -> Stars:
         """The same, with these rows kept."""
