@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import guard, image, merge, run
+from . import disk, guard, image, merge
 from .crowd import LOST, Crowd, read_crowd
 from .merge import CHANGES, Merged
 from .recipe import Recipe
@@ -94,9 +94,9 @@ class Decider:
             about = path.with_suffix(".json")
             if not (path.exists() and about.exists() and changes.exists()):
                 made = self.decide(stage, decided)
-                run.commit(made.changes, changes, self.aside)
-                run.commit_text(json.dumps(made.about), about, self.aside)
-                run.commit(made.lost, path, self.aside)
+                disk.commit(made.changes, changes, self.aside)
+                disk.commit_text(json.dumps(made.about), about, self.aside)
+                disk.commit(made.lost, path, self.aside)
             decided.paths += [path, about, changes, *self.caches(stage)]
             lost = pq.read_table(path)
             decided.about[stage] = json.loads(about.read_text())

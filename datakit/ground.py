@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from . import place
+from .footprints import on_sphere
 from .measure import Mask
 
 NEEDS = ("source", "name", "width", "height", "window", "crs", "transform", "footprint", "scale")  # columns of tiles
@@ -156,12 +157,6 @@ class Images:
         radius[radius > FAR] = 2.0
         crs = np.array([tiles.crs[n] for n in first], dtype=object)
         return cls(crs, transform, np.concatenate([low, high], axis=1), centre, radius)
-
-
-def on_sphere(lonlat: Floats) -> Floats:
-    """Points of the unit sphere: lon, lat in degrees, (…, 2) -> (…, 3)."""
-    lon, lat = np.moveaxis(np.radians(lonlat), -1, 0)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def neighbours(centre: Floats, radius: Floats) -> Iterator[Ints]:

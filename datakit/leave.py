@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from . import __version__, card, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
+from .disk import sync
 from .errors import StageError
 from .manifest import Count, Manifest, Shard, SourceLeft
 from .pictures import SCHEMA as PICTURES
 from .pictures import PictureJob
 from .recipe import Recipe
-from .run import Funnel, sync
+from .run import Funnel
 from .sample import digest
 from .stages.shards import PARTIAL, ShardJob, notes_of, partial_path, written
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import run
+from . import disk, run
 from .files import File
 from .run import Funnel
 from .sample import SCHEMA, Sample, digest, to_table
@@ -63,10 +63,10 @@ def list_source(
     entered = membership(home)
     new = [r for r in records if r.name not in entered]
     numbers = numbered(new, max(entered.values(), default=-1) + 1)
-    with run.aside(work) as aside:
+    with disk.aside(work) as aside:
         for number, names in groupby(sorted(numbers, key=lambda n: numbers[n]), key=lambda n: numbers[n]):
             table = pa.table({"name": pa.array(list(names), pa.string())})
-            run.commit(table, home / f"{number:05d}.names.parquet", aside)
+            disk.commit(table, home / f"{number:05d}.names.parquet", aside)
         entered |= numbers
         parts, funnel = [], Funnel()
         by_part = sorted(records, key=lambda r: (entered[r.name], r.name, r.path))
@@ -94,9 +94,9 @@ def list_labels(labels: pa.Table, images: list[str], place: str, folder: Path, a
     folder.mkdir(exist_ok=True)
     if images:
         table = pa.table({"name": pa.array(images, pa.string())})
-        run.commit(table, folder / f"{found}.images.parquet", aside)
+        disk.commit(table, folder / f"{found}.images.parquet", aside)
     if not (folder / f"{found}.parquet").exists():
-        run.commit(labels, folder / f"{found}.parquet", aside)
+        disk.commit(labels, folder / f"{found}.parquet", aside)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +63,11 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
         tiles = spec.find(crowd.looks, by, crowd.windows, of_series)
     else:
         tiles = cnn(spec, crowd, by, centre & crowd.whole, of_series, work, say)
-    products, dates = ({n: _stays(other, (dates, scenes)) for n, other in gone.items()} for gone in (products, dates))
-    singly = [_lost_images(crowd, alive, gone, why) for gone, why in ((products, "twin"), (dates, "series"))]
+    final = partial(_stays, crowd, dates, scenes, tiles)
+    singly = [
+        _lost_images(crowd, alive, {image: final(other) for image, other in gone.items()}, why)
+        for gone, why in ((products, "twin"), (dates, "series"))
+    ]
     of_scenes = np.flatnonzero(alive & np.isin(image, scenes.lost))
     duplicates = pa.concat_tables([_lost_scenes(crowd, scenes, of_scenes), _lost_tiles(crowd, tiles)])
     lost = pa.concat_tables([*singly, duplicates])
@@ -98,12 +102,13 @@ def images(recipe: Recipe, crowd: Crowd, there: Bools, series: Series) -> tuple[
         there[list(beyond)] = False
 
 
-def _stays(image: int, gone: tuple[dict[int, int], Stars]) -> int:
-    """The image that is there in the end, where another went for `image`."""
-    dates, scenes = gone
+def _stays(crowd: Crowd, dates: dict[int, int], scenes: Stars, tiles: Stars, image: int) -> int:
+    """The image that is there in the end, where another went for `image`, by number."""
     while image in dates:
         image = dates[image]
-    return int(scenes.kept[image])
+    image = int(scenes.kept[image])
+    row = crowd.first[image]
+    return int(crowd.windows.image[tiles.kept[row]]) if crowd.whole[row] else image
 
 
 def _lost_images(crowd: Crowd, alive: Bools, gone: dict[int, int], why: str) -> pa.Table:

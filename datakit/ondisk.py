@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,11 +18,11 @@ from .manifest import Collection, Layout
 from .sample import Sample
 from .sources import folder
 from .sources.archive import CLOSED
+from .sources.labels import TOKEN, label_path
 from .sources.scan import Source
 
 SHOWN, NAME_CHARS = 5, 36  # names that a line shows, and how much of each
 NEAR = 0.01  # bytes as published: archives and folders differ a little
-TOKENS = re.compile(r"\{(dir|stem|name)(?::([+-])(\d+))?\}")
 
 
 @dataclass
@@ -116,7 +115,7 @@ class Watch:
             yield record
         self.there.idle, self.there.idle_labels = list(self._idle), list(self._idle_labels)
         fixed = [str(getattr(labels, "path", "")) for labels in self._about.layout.labels]
-        self.there.lost = [path for path in fixed if path and not TOKENS.search(path) and not self._has(path)]
+        self.there.lost = [path for path in fixed if path and not TOKEN.search(path) and not self._has(path)]
         wanted.update(self.there.lost)
         if wanted:
             self.there.unlisted = [file.name for file in self._found if file.name in wanted]
@@ -128,7 +127,7 @@ class Watch:
         self.there.bytes[split] += record.file_bytes
         _strike(self._idle, record.name)
         for kind, paths in self._paths.items():
-            names = {filled(path, record.name) for path in paths}
+            names = {name for path in paths if (name := label_path(path, record.name))}
             if not any(map(self._has, names)):
                 some = self.there.unlabelled.setdefault((kind, split), Some())
                 some.add(record.name)
@@ -152,24 +151,9 @@ def label_paths(about: Collection) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
     for labels in about.layout.labels:
         path = str(getattr(labels, "path", ""))
-        if TOKENS.search(path):
+        if TOKEN.search(path):
             paths.setdefault(labels.kind, []).append(path)
     return paths
-
-
-def filled(path: str, name: str) -> str:
-    """The label file of an image, by the path that its layout gives, as `sources.labels` reads it."""
-    file = posixpath.basename(name)
-    stem = posixpath.splitext(file)[0]
-    values = {"dir": posixpath.dirname(name) or ".", "stem": stem, "name": file}
-
-    def value(token: re.Match[str]) -> str:
-        word, side, count = token.groups()
-        if side:
-            return stem[int(count) :] if side == "+" else stem[: max(len(stem) - int(count), 0)]
-        return values[word]
-
-    return posixpath.normpath(TOKENS.sub(value, path))
 
 
 def lines(about: Collection, there: OnDisk) -> Iterator[str]:

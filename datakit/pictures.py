@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import image, run
+from . import disk, image
 from .sample import Sample, digest, from_table, mix64
 from .staging import StagedFiles
 
@@ -59,5 +59,5 @@ def draw(job: PictureJob) -> int:
             if picture is not None:
                 row = {"key": sample.key, "source": sample.source, "stage": job.stage, "dropped": sample.dropped}
                 rows.append({**row, "jpeg": picture})
-    run.commit(pa.Table.from_pylist(rows, schema=SCHEMA), job.path, job.aside)
+    disk.commit(pa.Table.from_pylist(rows, schema=SCHEMA), job.path, job.aside)
     return opened

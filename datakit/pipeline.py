@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, files, image, leave, listing, run, staging
+from . import collect, disk, files, image, leave, listing, run, staging
 from .decide import Decided, Decider
 from .errors import SourceError, StageError
 from .folders import OURS, STEPS, claim, locked, refuse_overlap, writing
@@ -56,7 +56,7 @@ class Build(leave.Story):
         self.funnels["subset"] = chosen.funnel
         dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
-        with run.aside(self.work) as aside:
+        with disk.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
             waiting = [job for job in pictures if not job.path.exists()]
             unwritten = [job for job in jobs if written(job) is None]
@@ -183,7 +183,7 @@ class Build(leave.Story):
 
     def decide(self, parts: list[Path]) -> Decided:
         """What goes because of what others look like, over the columns of the last parts."""
-        with self.timed("decide"), run.aside(self.work) as aside:
+        with self.timed("decide"), disk.aside(self.work) as aside:
             engine_map, say = self.engine.map, self.say
             decider = Decider(self.recipe, parts, self.roots, self.work, aside, engine_map, say, self.counts)
             decided = decider(+self.funnels["measured"].made)
@@ -293,7 +293,7 @@ def build(
     (work / OURS).touch()
     workers = run.cores() if workers is None else workers
     with locked(work, alone=free), writing(out), Engine(workers) as engine:
-        run.sweep(work)
+        disk.sweep(work)
         before = leave.shards_before(recipe, out, work)
         one = Build(recipe, out, work, roots, missing, before, engine=engine, say=say or (lambda line: None))
         return one.run(free)

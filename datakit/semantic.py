@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import image, run, staging
+from . import disk, image, run, staging
 from .errors import StageError
 from .measure import Pixels
 from .sample import Sample, digest, from_table
@@ -213,8 +213,8 @@ def vectors_of(parts: Sequence[Path], work: Path, model: Model, say: Callable[[s
         for n, (part, file) in enumerate(waiting, 1):
             table = _encode_part(encode, part, work)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with run.aside(work) as folder:
-                run.commit(table, file, folder)
+            with disk.aside(work) as folder:
+                disk.commit(table, file, folder)
             left = (time.monotonic() - start) / n * (len(waiting) - n)
             more = f", about {left:,.0f} s left" if n < len(waiting) else ""
             say(f"cnn: {n:,} of {len(waiting):,} parts on the {encode.cnn.device}{more}")

@@ -12,7 +12,7 @@ import datakit
 PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
     "errors",
-    "sample kernels",
+    "sample kernels disk",
     "buckets validate",
     "boxes windows columns measure manifest files index hamming",
     "narrow scales piece",

@@ -28,8 +28,9 @@ from datakit.manifest import (
     MaskRaster,
     VocXml,
 )
-from datakit.ondisk import filled, find
+from datakit.ondisk import find
 from datakit.sample import Part, Sample, from_table, to_table
+from datakit.sources.labels import label_path
 from datakit.sources.scan import Scan, Source, label_table, listing
 
 FOLDER = Path(__file__).parent.parent / "manifests"
@@ -166,7 +167,7 @@ def label_files(about: Collection, names: list[str]) -> Iterator[tuple[Labels, s
             continue
         by_file: dict[str, list[str]] = {}
         for name in names:
-            file = filled(labels.path, name)
+            file = label_path(labels.path, name)
             inside = getattr(labels, "images", "")
             if about.layout.kind(file) == "label" and name.startswith(f"{inside}/" if inside else ""):
                 by_file.setdefault(file, []).append(name)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from datakit.errors import SourceError
 from datakit.manifest import Collection
-from datakit.ondisk import OnDisk, Version, Watch, filled, find, lines, size, spelled_version, version_of
+from datakit.ondisk import OnDisk, Version, Watch, find, lines, size, spelled_version, version_of
 from datakit.plan import check, look
 from datakit.recipe import Recipe
 from datakit.sample import Sample
-from datakit.sources.labels import LabelReader
+from datakit.sources.labels import LabelReader, label_path
 from datakit.sources.scan import Source, listing
 
 ABOUT: dict[str, Any] = {
@@ -269,4 +269,4 @@ def test_label_files_are_looked_for_where_they_are_read(path: str, name: str) ->
     asked: list[str] = []
     labels = about_of(layout={"images": ["*"], "labels": [{"kind": "dota", "path": path}]}).layout.labels
     LabelReader(labels, lambda where: asked.append(where))(Sample(name=name))
-    assert asked == [filled(path, name)]
+    assert asked == [label_path(path, name)]

@@ -159,3 +159,17 @@ def test_patterns_need_one_group() -> None:
     about = recipe_of("one").sources[0].collection.model_dump(mode="json")
     with pytest.raises(ValueError, match="one group"):
         Collection.model_validate({**about, "place": r"site\d+"})
+
+
+def test_a_product_names_what_is_there_in_the_end(tmp_path: Path) -> None:
+    """Its twin went as a duplicate of another picture: that one is what it lost to."""
+    data, about = tmp_path / "data", {"acquisition": r"(h_.*)_(?:ms)?rgb\.", "twin_of": ["one", "two", "soft"]}
+    picture = scene(50, 120, 100)
+    put(data / "one" / "z.png", picture)
+    put(data / "two" / "h_1_rgb.png", picture)
+    put(data / "soft" / "h_1_msrgb.png", scene(51, 120, 100))
+    plain = recipe("one", "two", "soft", about=about).model_dump(mode="json") | {"prefer": ["source"]}
+    datakit.build(Recipe.model_validate(plain), data=tmp_path / "data", out=tmp_path / "out", workers=0)
+    assert stays(tmp_path / "out") == {"z.png"}
+    key = make_key("one", "z.png")
+    assert reasons(tmp_path / "out") == {"h_1_rgb.png": ("duplicate", key), "h_1_msrgb.png": ("twin", key)}

@@ -19,7 +19,7 @@ from .formats import Captioned, Coco, Features, Labelled, fmow, number
 __all__ = ["LabelReader", "Labelled"]
 
 _SHAPES = ("points", "polygon", "robndbox", "bndbox")  # in VOC files; the tighter one first
-_TOKEN = re.compile(r"\{(dir|stem|name)\}|\{stem:([+-])(\d+)\}")
+TOKEN = re.compile(r"\{(dir|stem|name)\}|\{stem:([+-])(\d+)\}")
 
 Shared = CocoJson | GeoJson | Captions  # one file may be of many images
 Index = Coco | Features | Captioned
@@ -63,13 +63,13 @@ class LabelReader:
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
             return Labelled(folders[-labels.level] if labels.level <= len(folders) else "")
-        path = _within(labels.path, name)
+        path = label_path(labels.path, name)
         if path is None:
             return Labelled()
         if isinstance(labels, MaskRaster):
             return Labelled(mask=self._mask(labels, path))
         if isinstance(labels, CocoJson | GeoJson | Captions):
-            images = _within(labels.images or ".", name)
+            images = label_path(labels.images or ".", name)
             index = None if images is None else self._index(n, labels, path, images)
             return index.of(image, name) if index else Labelled()
         data = self._read(path)
@@ -119,7 +119,7 @@ class LabelReader:
         return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data, images)
 
 
-def _within(template: str, name: str) -> str | None:
+def label_path(template: str, name: str) -> str | None:
     """A path within the collection; {dir}, {stem}, {name} are of the image: its folder, its file without and with
     suffix; {stem:-4} is the stem without its last 4 characters, {stem:+4} the one without its first 4.
 
@@ -135,7 +135,7 @@ def _within(template: str, name: str) -> str | None:
             return values[word]
         return stem[int(count) :] if side == "+" else stem[: max(len(stem) - int(count), 0)]
 
-    path = posixpath.normpath(_TOKEN.sub(value, template))
+    path = posixpath.normpath(TOKEN.sub(value, template))
     return None if path.startswith(("/", "../")) or path == ".." else path
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from .. import files, ground, image
+from ..disk import aside, commit
 from ..errors import SourceError
 from ..ground import Ints, Overlaps
 from ..image import Narrow
@@ -340,26 +338,5 @@ class Known:
         rows = sorted(self.waiting, key=lambda row: row["pair"])
         name = f"{self.reading}-{digest(*(row['pair'].hex() for row in rows))}.parquet"
         with aside(self.work) as scratch:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), scratch / name, compression="zstd")
-            sync(scratch / name)
-            (scratch / name).replace(folder / name)
-        sync(folder)
+            commit(pa.Table.from_pylist(rows, schema=SCHEMA), folder / name, scratch)
         self.waiting.clear()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def aside(work: Path) -> Iterator[Path]:
-    """A folder of one's own below work/tmp, gone afterwards; `run.sweep` clears those of processes that were killed."""
-    (work / "tmp").mkdir(exist_ok=True)
-    prefix = f"{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=work / "tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)

@@ -1,0 +1,77 @@
+"""Files that are whole or not there: written aside, written through to the disk, then given their names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
+
+
+def commit(table: pa.Table, path: Path, folder: Path) -> None:
+    """Write a table in `folder`, on the same disk, and give it its name when it is whole."""
+    temporary = folder / path.name
+    pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def commit_text(text: str, path: Path, folder: Path) -> None:
+    """Write a text in `folder`, on the same disk, and give it its name when it is whole."""
+    temporary = folder / path.name
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def aside(work: Path) -> Iterator[Path]:
+    """A folder of one's own below work/tmp, gone afterwards."""
+    tmp = work / "tmp"
+    tmp.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=tmp))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(work: Path) -> None:
+    """Remove what processes of this machine that are no more left aside."""
+    ours = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)-[^-]*")
+    for folder in (work / "tmp").iterdir() if (work / "tmp").exists() else ():
+        found = ours.fullmatch(folder.name)
+        if found and not alive(int(found[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and not yet waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
