@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     recipe_arguments(build)
     build.add_argument("--out", type=Path, help="folder for the shards (default: the recipe's name)")
     build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
-    build.add_argument("--workers", type=whole(0), metavar="N", help="processes (default: one a core; 0: this process)")
+    engine_arguments(build)
     build.add_argument(
         "--free", action="store_true", help="delete staged tiles as the shards that hold them are written"
     )
@@ -78,10 +79,31 @@ def parser() -> argparse.ArgumentParser:
     query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
+    status = verbs.add_parser("status", help="what is done of the builds of a work folder, what is left, what failed")
+    status.add_argument("work", type=Path, help="a work folder")
+    status.set_defaults(run=run_status)
     gc = verbs.add_parser("gc", help="free what no build uses any more")
     gc.add_argument("work", type=Path, help="a work folder")
     gc.set_defaults(run=run_gc)
     return top
+
+
+def engine_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--workers", type=whole(0), metavar="N", help="processes (default: one a core; 0: this process)")
+    verb.add_argument("--scheduler", default="", metavar="ADDRESS", help="use this Dask scheduler: tcp://host:8786")
+    verb.add_argument(
+        "--memory", type=size, default=0, metavar="SIZE", help="for all workers here: 16GB (default: most there is)"
+    )
+    verb.add_argument(
+        "--timeout", type=whole(1), default=120, metavar="S", help="CPU seconds for an image, and 2 a megapixel"
+    )
+    verb.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="REASON",
+        help="try again what was dropped as unreadable, timed_out, … (repeat it)",
+    )
 
 
 def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -160,6 +182,15 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def size(text: str) -> int:
+    """Bytes from a text as 16GB, 500MB, 8GiB, or a number of bytes."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", text.strip().upper())
+    if not found or (found[2] or "") not in units:
+        raise argparse.ArgumentTypeError(f"{text}: give a size as in 16GB or 500MB")
+    return int(float(found[1]) * units[found[2] or ""])
+
+
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments name, with their changes."""
     from .recipe import Recipe, parse_changes
@@ -177,7 +208,9 @@ def run_build(args: argparse.Namespace) -> int:
     start = time.monotonic()
     recipe = recipe_of(args)
     out = args.out or Path(recipe.name)
-    options = {"work": args.work, "workers": args.workers, "allow_missing": args.allow_missing, "free": args.free}
+    named = ("work", "workers", "allow_missing", "free", "scheduler", "retry")
+    options = {name: getattr(args, name) for name in named}
+    options |= {"memory_bytes": args.memory, "timeout_s": args.timeout}
     manifest = build(recipe, args.data, out, say=say, **options)
     timings = json.loads((out / "timings.json").read_text())
     print(closing(manifest, timings))
@@ -225,9 +258,9 @@ def run_synth(args: argparse.Namespace) -> int:
 
 
 def run_sign(args: argparse.Namespace) -> int:
+    from .engine import Engine, cores
     from .manifest import Collection
     from .recipe import Recipe, find_manifest, parse_changes
-    from .run import Engine, cores
     from .signing import held_out
 
     recipe = Recipe.load(args.recipe, parse_changes(args.set))
@@ -268,6 +301,15 @@ def run_manifest_table(args: argparse.Namespace) -> int:
     from .collections_page import page
 
     print(page(args.folder), end="")
+    return 0
+
+
+def run_status(args: argparse.Namespace) -> int:
+    from .status import lines, status
+
+    builds = status(args.work)
+    print("\n".join(lines(builds)))
+    print(json.dumps(builds))
     return 0
 
 

@@ -16,7 +16,7 @@ from .staging import STAGED
 OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
 FOUND = ("labels", "same_place", "cnn", "decided", "shards", "written", "pictures")
-KINDS = ("list", *STEPS, *FOUND, "tmp")  # sub-folders of WORK that can be made again
+KINDS = ("list", *STEPS, *FOUND, "hands", "tmp")  # sub-folders of WORK that can be made again
 
 
 def refuse_overlap(out: Path, work: Path, roots: dict[str, Path]) -> None:

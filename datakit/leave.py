@@ -38,6 +38,7 @@ NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits", "turned"]
 NOTES = tuple(f"{stage}.json" for stage in STAGES)
 REPORTED = "duplicates.parquet"
 TIMINGS = "timings.json"
+FAILED = ".failed"  # suffix of the note of what stopped a build
 BEFORE = f"{PARTIAL}/before.json"  # the manifest of the build that is being replaced
 
 
@@ -255,6 +256,16 @@ def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path], finished:
     temporary.write_text(json.dumps({"recipe": name, "out": str(out), "uses": sorted(uses)}))
     sync(temporary)
     temporary.replace(path)
+
+
+def note_failure(work: Path, name: str, out: Path, error: str) -> None:
+    """Note what stopped a build, beside the note of what it uses; "": nothing did."""
+    path = note_path(work, name, out).with_suffix(FAILED)
+    if error:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(error)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def note_path(work: Path, name: str, out: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import disk, image
+from .alone import REASONS, blamed_of
+from .hand import holding, mark_of
 from .sample import Sample, digest, from_table, mix64
 from .staging import StagedFiles
 
@@ -30,6 +32,11 @@ class PictureJob:
     aside: Path
     roots: dict[str, Path]
 
+    def only(self, mark: str, aside: Path) -> PictureJob:
+        """The picture of one image alone, to be left in `aside`."""
+        mine = tuple(sample for sample in self.samples if mark_of(sample) == mark)
+        return replace(self, samples=mine, path=aside / f"{mark}.parquet")
+
 
 def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Path]) -> list[PictureJob]:
     """A job for each source, stage and reason of a table of dropped records (SCHEMA and `stage`)."""
@@ -48,14 +55,18 @@ def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Pa
 def draw(job: PictureJob) -> int:
     """Write the pictures of a group; gives how many source images were opened for it."""
     rows, opened = [], 0
+    blamed = blamed_of(job.path, job.work)
     with StagedFiles(job.work) as staged:
         for sample in job.samples:
             if sample.staged:
                 picture = image.preview(staged.read(sample), SIDE_PX)
+            elif sample.dropped in REASONS or mark_of(sample) in blamed:
+                continue
             else:
                 opened += 1
                 root = job.roots[sample.source.partition("/")[0]]
-                picture = image.preview_of(root, sample, job.aside, SIDE_PX)
+                with holding(sample):
+                    picture = image.preview_of(root, sample, job.aside, SIDE_PX)
             if picture is not None:
                 row = {"key": sample.key, "source": sample.source, "stage": job.stage, "dropped": sample.dropped}
                 rows.append({**row, "jpeg": picture})

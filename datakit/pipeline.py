@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, leave, listing, run, staging
+from . import collect, disk, files, image, leave, listing, run, staging, trouble
 from .decide import Decided, Decider
+from .engine import Engine, cores
 from .errors import SourceError, StageError
 from .folders import OURS, STEPS, claim, locked, refuse_overlap, writing
+from .hand import Limits
 from .leave import BEFORE
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
 from .recipe import Recipe
-from .run import Done, Engine, Funnel, Job
+from .run import Done, Funnel, Job
 from .sample import Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
@@ -36,12 +38,13 @@ class Build(leave.Story):
     say: Report = print
     clock: dict[str, tuple[float, float]] = field(default_factory=dict)  # when a step began, and last said something
 
-    def run(self, free: bool) -> Manifest:
+    def run(self, free: bool, retry: Sequence[str] = ()) -> Manifest:
         """Everything, in order. What is on disk already is not done again."""
         self.warn()
-        parts = {"list": self.list_sources()}
-        for before, step in zip(("list", *STEPS), STEPS, strict=False):
-            parts[step] = self.name_parts(step, parts[before])
+        parts = self.name_steps(self.list_sources())
+        if retry:
+            trouble.retry(retry, {step: parts[step] for step in ("scan", "cut")}, self.work, self.say)
+            parts = self.name_steps(parts["list"])
         uses = [p for paths in parts.values() for p in paths]
         uses += [self.work / "labels" / f"{name}.parquet" for name in self.labels.values()]
         leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=False)
@@ -115,11 +118,19 @@ class Build(leave.Story):
         also = tuple(Labels(source=s, labels=self.labels[s.name]) for s in others)
         return Scan(source=mine, labels=self.labels[source], also=also)
 
+    def name_steps(self, listed: list[Path]) -> dict[str, list[Path]]:
+        """Where the parts of every step lie."""
+        parts = {"list": listed}
+        for before, step in zip(("list", *STEPS), STEPS, strict=False):
+            parts[step] = self.name_parts(step, parts[before])
+        return parts
+
     def name_parts(self, step: str, before: list[Path]) -> list[Path]:
         """Where the parts of a step lie: a name says the stage, its version, the libraries, and the part before."""
         paths = []
         libraries = [f"{k} {v}" for k, v in image.versions().items()] if step in ("scan", "cut") else []
         specs: dict[str, str] = {}
+        again = trouble.again(self.work)
         for path in before:
             source = source_of(path)
             stage = self.stage_of(step, source)
@@ -130,7 +141,8 @@ class Build(leave.Story):
                 specs[source] = stage.digest(str(stage.VERSION), *libraries)
             spec = specs[source]
             listed, _, made_from = path.stem.rpartition("-")
-            paths.append(self.work / step / spec / f"{listed}-{digest(spec, made_from)}.parquet")
+            name = digest(spec, made_from, *again.get(f"{step}/{listed}", []))
+            paths.append(self.work / step / spec / f"{listed}-{name}.parquet")
         return paths
 
     def step(self, name: str, before: list[Path], after: list[Path]) -> None:
@@ -139,14 +151,15 @@ class Build(leave.Story):
         if before == after:
             return
         self.read_bytes[name], self.part_seconds[name] = Counter(), {}
-        jobs = []
+        jobs, again = [], trouble.again(self.work)
         for source, path in zip(before, after, strict=True):
             stage = self.stage_of(name, source_of(path))
             if path.exists() or stage is None:
                 funnel.add(run.read_done(path).funnel)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                jobs.append(Job(stage, source, path, self.work, self.roots))
+                retried = frozenset(again.get(f"{name}/{path.stem.rpartition('-')[0]}", []))
+                jobs.append(Job(stage, source, path, self.work, self.roots, retried))
         self.counts["parts_there"] += len(after) - len(jobs)
         with self.timed(name):
             for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
@@ -158,6 +171,8 @@ class Build(leave.Story):
         if rules:
             reasons: Counter[str] = sum(funnel.dropped.values(), Counter())
             check_shares(rules.rules, sum(funnel.came.values()), reasons)
+        if name in ("scan", "cut"):
+            trouble.check_readable(self.recipe.sources, name, funnel, after)
 
     def count(self, step: str, done: Done) -> None:
         self.counts["parts_made"] += 1
@@ -274,15 +289,22 @@ def build(
     allow_missing: bool = False,
     free: bool = False,
     say: Report | None = None,
+    scheduler: str = "",
+    memory_bytes: int = 0,
+    timeout_s: float = 120.0,
+    retry: Sequence[str] = (),
 ) -> Manifest:
     """Build the data set that a recipe describes; gives its manifest, which is also left in `out`.
 
     data: the folder that the collections lie in. out: where the shards go. work: where parts are kept for the next
     build, `out`.work if not given; a file is known by its collection's folder, its name, size and mtime. workers:
-    processes, as many as there are cores if not given; 0: this process.
-    Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
+    processes, as many as there are cores if not given; 0: this process. scheduler: address of a Dask scheduler, whose
+    workers are used instead. memory_bytes: for all workers of this machine, most of its memory if not given.
+    timeout_s: CPU seconds that one image may take, beside 2 s a megapixel. retry: reasons of drops (`alone.FAILURES`)
+    to try again. Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    say = say or (lambda line: None)
     data, out = Path(data), Path(out).absolute()
     work = Path(work).absolute() if work else out.with_name(out.name + ".work")
     roots, missing = find_sources(recipe, data, allow_missing)
@@ -291,12 +313,28 @@ def build(
     claim(work, (OURS,), "--work")
     (out / PARTIAL).mkdir(exist_ok=True)
     (work / OURS).touch()
-    workers = run.cores() if workers is None else workers
-    with locked(work, alone=free), writing(out), Engine(workers) as engine:
+    workers = cores() if workers is None else workers
+    limits = Limits(cpu_s=timeout_s)
+    with (
+        locked(work, alone=free),
+        writing(out),
+        noted(recipe, out, work),
+        Engine(workers, scheduler, memory_bytes, work, limits, say) as engine,
+    ):
         disk.sweep(work)
         before = leave.shards_before(recipe, out, work)
-        one = Build(recipe, out, work, roots, missing, before, engine=engine, say=say or (lambda line: None))
-        return one.run(free)
+        return Build(recipe, out, work, roots, missing, before, engine=engine, say=say).run(free, retry)
+
+
+@contextmanager
+def noted(recipe: Recipe, out: Path, work: Path) -> Iterator[None]:
+    """What stops a build is left for `datakit status`."""
+    leave.note_failure(work, recipe.name, out, "")
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as exc:
+        leave.note_failure(work, recipe.name, out, f"{type(exc).__name__}: {exc}")
+        raise
 
 
 def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[str, Path], tuple[str, ...]]:

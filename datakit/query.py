@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .engine import Engine
 from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
 from .image import Narrow
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
-from .run import Engine
 from .sample import Window, make_key
 from .signing import Signed, any_images, file_at, sign
 from .stages.dedup import Dedup

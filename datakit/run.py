@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from . import alone
 from .disk import aside, commit, sync
 from .errors import StageError
+from .hand import image_mark
 from .sample import Part, Stage
 
-T = TypeVar("T")
-R = TypeVar("R")
 FUNNEL = b"datakit.funnel"
-IN_FLIGHT = 2  # parts per worker: one in hand, one waiting
 TROUBLE = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
@@ -48,6 +44,12 @@ class Job:
     path: Path  # the part that it will be
     work: Path
     roots: dict[str, Path]
+    retried: frozenset[str] = frozenset()  # reasons of drops that are not taken over from earlier parts
+    image: str = ""  # mark of the only image to take; "": all
+
+    def only(self, mark: str, aside: Path) -> Job:
+        """The same part of one image, to be left in `aside`."""
+        return replace(self, image=mark, path=aside / f"{mark}.parquet")
 
 
 @dataclass
@@ -114,9 +116,11 @@ def make_part(job: Job) -> Done:
     """Make one part and commit it."""
     start = time.perf_counter()
     came = kept_rows(pq.read_table(job.source))
+    if job.image:
+        came = came.filter(pa.array([mark == job.image for mark in marks_of(came)], pa.bool_()))
     with aside(job.work) as folder:
-        part = Part(job.path, folder, job.work, job.roots)
-        made = job.stage(came, part)
+        part = Part(job.path, folder, job.work, job.roots, job.retried)
+        made = around(job.stage, came, part, alone.blamed_of(job.path, job.work))
         funnel = funnel_of(came, made)
         funnel.check(type(job.stage).__name__.lower())
         beside = sorted(p for p in folder.iterdir() if p.is_file())
@@ -128,6 +132,25 @@ def make_part(job: Job) -> Done:
     sums = images.group_by("source").aggregate([("file_bytes_max", "sum")]).to_pylist()
     read = Counter({row["source"]: row["file_bytes_max_sum"] for row in sums})
     return Done(job.path, funnel, part.counts, read, time.perf_counter() - start)
+
+
+def around(stage: Stage, came: pa.Table, part: Part, blamed: dict[str, tuple[str, str]]) -> pa.Table:
+    """What a stage makes of records; it does not see those of blamed images, which are dropped."""
+    if not blamed:
+        return stage(came, part)
+    whys = [blamed.get(mark) for mark in marks_of(came)]
+    hit = pa.array([why is not None for why in whys], pa.bool_())
+    lost = came.filter(hit)
+    for column, said in zip(("dropped", "detail"), zip(*filter(None, whys), strict=True), strict=False):
+        place = lost.schema.get_field_index(column)
+        lost = lost.set_column(place, lost.schema.field(place), pa.array(said, pa.string()))
+    return pa.concat_tables([stage(came.filter(pc.invert(hit)), part), lost], promote_options="default")
+
+
+def marks_of(records: pa.Table) -> list[str]:
+    """`hand.image_mark` of the image of each record."""
+    columns = [records.column(name).to_pylist() for name in ("source", "name", "stamp", "file_bytes")]
+    return [image_mark(*about) for about in zip(*columns, strict=True)]
 
 
 def kept_rows(table: pa.Table) -> pa.Table:
@@ -144,81 +167,6 @@ def read_done(path: Path) -> Done:
     """What a part on disk says of itself."""
     metadata = pq.read_schema(path).metadata or {}
     return Done(path, Funnel.from_json(metadata[FUNNEL]))
-
-
-class Engine:
-    """Does tasks, in any order: in this process (workers=0) or on a local Dask cluster of processes.
-
-    The cluster starts with the first task, so that a build that has nothing left to do starts none.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._client: Any = None
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            cluster = self._client.cluster
-            self._client.close()
-            cluster.close()
-
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """task(item) of each item, in the order they end; a bounded number is in flight."""
-        if self.workers == 0:
-            with explained():
-                yield from map(task, items)
-            return
-        waiting = iter(items)
-        first = list(islice(waiting, self.workers * IN_FLIGHT))
-        if not first:
-            return
-        from distributed import as_completed
-        from distributed.scheduler import KilledWorker
-
-        client = self._start()
-        running = as_completed([client.submit(task, item, pure=False) for item in first])
-        try:
-            with explained():
-                for future in running:
-                    yield future.result()
-                    future.release()
-                    for item in islice(waiting, 1):
-                        running.add(client.submit(task, item, pure=False))
-        except KilledWorker as exc:
-            raise StageError(f"workers died again and again on one part: too little memory? Use fewer ({exc})") from exc
-
-    def _start(self) -> Any:
-        if self._client is None:
-            import dask
-            from distributed import Client, LocalCluster
-
-            settings = {
-                "distributed.worker.multiprocessing-method": "spawn",  # LibRaw and GDAL deadlock or race under fork
-                "distributed.scheduler.worker-saturation": 1.0,
-                "distributed.nanny.environ": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            }
-            with dask.config.set(settings):
-                try:
-                    cluster = LocalCluster(
-                        n_workers=self.workers,
-                        threads_per_worker=1,
-                        dashboard_address="127.0.0.1:0",  # any free port: another cluster may have the usual one
-                        memory_limit=0,
-                        silence_logs=50,
-                    )
-                except RuntimeError as exc:  # a new process runs the caller's script again, down to this call
-                    advice = "put the call under `if __name__ == '__main__':`, or pass workers=0"
-                    raise StageError(f"the workers did not start: in a script, {advice} ({exc})") from exc
-            self._client = Client(cluster)
-        return self._client
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @contextmanager

@@ -206,6 +206,7 @@ class Part:
     aside: Path  # an empty folder on the same disk
     work: Path  # the folder of all parts
     roots: dict[str, Path]  # where each source lies
+    retried: frozenset[str] = frozenset()  # reasons of drops that are looked into again
     counts: Counter[str] = field(default_factory=Counter)
 
     def root(self, sample: Sample) -> Path:

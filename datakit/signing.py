@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import __version__, image
+from .engine import Engine
 from .errors import SourceError
 from .files import File, home
 from .image import Narrow
@@ -22,7 +23,7 @@ from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
 from .recipe import Recipe
-from .run import Engine, kept_rows
+from .run import kept_rows
 from .sample import Part, Sample, Window, from_table, to_table
 from .sources.folder import files
 from .sources.scan import LABEL_SCHEMA, Scan, Source, listing

@@ -25,6 +25,7 @@ from worlds import digests, geotiff, recipe_of, scene, source_of, work_done
 
 import datakit
 from datakit import image, pixels
+from datakit.engine import Engine
 from datakit.errors import RecipeError
 from datakit.image import Encode, Narrow
 from datakit.measure import measure, sign
@@ -32,7 +33,6 @@ from datakit.narrow import Limits, Ranks
 from datakit.pixels import Reader
 from datakit.query import Query
 from datakit.recipe import Recipe
-from datakit.run import Engine
 from datakit.sample import Sample, Window
 from datakit.signing import held_out
 from datakit.sources.synth import make

@@ -22,12 +22,12 @@ from worlds import digests, geotiff, recipe_of, scene, source_of, work_done, wri
 
 import datakit
 from datakit.cli import main
+from datakit.engine import Engine
 from datakit.errors import RecipeError, SourceError
 from datakit.looks import Looks, chance, turn
 from datakit.manifest import Collection, Layout, Manifest
 from datakit.measure import phash
 from datakit.recipe import Recipe
-from datakit.run import Engine
 from datakit.sample import Window, make_key
 from datakit.signing import held_out
 from datakit.stages.protect import ABOUT, ENTRY, NO_LIST, HeldOut, Protect

@@ -24,10 +24,11 @@ from rasterio.transform import Affine, from_origin
 from worlds import SHARED, geotiff, scene, source_of
 
 from datakit import image
+from datakit.engine import Engine
 from datakit.image import Narrow
 from datakit.listing import find_files
 from datakit.pixels import Reader
-from datakit.run import Engine, kept_rows
+from datakit.run import kept_rows
 from datakit.sample import Part, Sample, Window, from_table, to_table
 from datakit.sources.scan import Scan, Source, label_table, listing
 from datakit.stages.cut import Cut

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from .. import boxes, files, image, place
 from ..errors import SourceError
+from ..hand import holding
 from ..manifest import Collection
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import geotiff
@@ -35,6 +36,10 @@ class Source(Spec):
     path: str = Field(description="folder or archive, below the data folder unless absolute")
     collection: Collection
     subfolder: int = Field(0, ge=0, description="take the n-th folder of a name as its source; 0: one source")
+
+    max_unreadable_share: float = Field(
+        0.5, ge=0, le=1, description="of its images; the build stops where more could not be read"
+    )
 
     @field_validator("path")
     @classmethod
@@ -154,7 +159,8 @@ class Scan(Labels):
                 about = self.source.collection
                 split = about.split_of(sample.name)
                 sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
-                out.append(self._one(sample, root, part, readers))
+                with holding(sample):
+                    out.append(self._one(sample, root, part, readers))
         return to_table(out)
 
     def _one(self, sample: Sample, root: Path, part: Part, readers: list[Reader]) -> Sample:

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from .. import files, image, measure
 from ..errors import SourceError
+from ..hand import holding
 from ..image import WHOLE_PX, Encode, Narrow
 from ..masks import LabelUnreadable, Masks, png_of
 from ..measure import Mask, Pixels
@@ -76,7 +77,8 @@ class Cut(Spec):
                     found += [keep(spool, then, data) for then, data in taken]
                 else:
                     part.counts["images_opened"] += 1
-                    found += self.image(windows, part, spool)
+                    with holding(windows[0]):
+                        found += self.image(windows, part, spool)
             return stage(records, found, spool, part)
 
     def image(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
@@ -310,7 +312,8 @@ class Earlier:
             if staged.exists() and staged.stat().st_size >= end:
                 for _, group in groupby(rows, key=image_of):
                     windows = list(group)
-                    self.images[mark(windows, masks)] = (staged, windows)
+                    if not any(row.dropped in part.retried for row in windows):
+                        self.images[mark(windows, masks)] = (staged, windows)
 
     def take(self, windows: list[Sample]) -> list[tuple[Found, bytes]] | None:
         """What was found then and the bytes staged then, or None where pixels must be read."""

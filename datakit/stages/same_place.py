@@ -115,7 +115,7 @@ def covered(
 ) -> dict[int, tuple[int, ...]]:
     """The tiles that go, by row, each with the rows that cover it; these all stay, and are in order of preference.
 
-    tiles: columns NEEDS of the tiles that were kept so far, best first. map: `run.Engine.map`. narrow: that of `cut`.
+    tiles: columns NEEDS of the tiles kept so far, best first. map: that of an `Engine`. narrow: that of `cut`.
     A tile goes where others that were taken before it show its valid pixels. Which pixels are valid is told by nodata,
     alpha and masks; pixels of a collar (see `cut`) count as valid here, since only a whole image shows where it ends:
     a collar over another image's ground disagrees with it, and both tiles stay.

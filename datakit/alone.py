@@ -1,0 +1,211 @@
+"""Images that no process survives: tried alone in a fresh process, and named only when they fail twice there.
+
+A part whose process died is made again in a process of its own, after what that one had in hand was tried alone. What
+was killed from outside proves well there and is not blamed; what kills its reader, hangs it or eats all memory is
+written below WORK/blamed, and dropped by that reason whenever its part is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import psutil
+
+from . import disk, hand
+from .errors import StageError
+from .hand import InHand, Limits
+
+BLAMED = "blamed"  # folder below WORK
+KILLS_READER, TIMED_OUT, OUT_OF_MEMORY = REASONS = ("kills_reader", "timed_out", "out_of_memory")
+FAILURES = ("unreadable", "label_unreadable", *REASONS)  # drops that say nothing of what an image shows
+TRIES = 2  # alone, in a fresh process, before an image is blamed
+KILLS = 5  # from outside, in a row, before we give up
+POLL_S = 0.02
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what no reader does to itself
+TIMERS = {signal.SIGPROF, signal.SIGALRM}
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+R = TypeVar("R")
+
+
+class Item(Protocol):
+    """A part to make: a task's argument."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def work(self) -> Path: ...
+
+    def only(self, mark: str, aside: Path) -> Self:
+        """The same for one image, to be left in `aside`."""
+        ...
+
+
+class Blame(Exception):
+    """Why a process ended."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class FromOutside(Exception):
+    """A process was killed, and no image is to blame."""
+
+
+def safely(task: Callable[[Any], R], limits: Limits, item: Any, ours: bool = True) -> R:
+    """task(item), once what died before on the same part is looked into.
+
+    ours: whether this process may be ended when one image takes too long.
+    """
+    dead = hand.left(item.path, item.work)
+    if dead:
+        return carefully(task, limits, item, dead)
+    with hand.working(item.path, item.work, limits if ours else None):
+        return task(item)
+
+
+def carefully(task: Callable[[Any], R], limits: Limits, item: Any, dead: dict[Path, InHand | None]) -> R:
+    """task(item) in a process of its own, as often as it takes: each time it dies an image is tried alone."""
+    killed = 0
+    while True:
+        blamed = [look_into(task, limits, item, image) for image in sorted({image for image in dead.values() if image})]
+        for path in dead:
+            path.unlink(missing_ok=True)
+        killed = 0 if any(blamed) else killed + 1
+        if killed > KILLS:
+            images = ", ".join(sorted(f"{image.source}: {image.name}" for image in dead.values() if image))
+            raise StageError(
+                f"{item.path.stem}: {killed} processes in a row died on it, with {images or 'no image'} in hand, "
+                "and alone each image is well. Is there too little memory? Give --memory, or fewer --workers"
+            )
+        try:
+            return in_fresh_process(task, item, limits)
+        except (Blame, FromOutside):
+            dead = hand.left(item.path, item.work)
+
+
+def look_into(task: Callable[[Any], Any], limits: Limits, item: Any, image: InHand) -> bool:
+    """Whether an image is to blame: it fails twice, alone in a fresh process. If so it is written down."""
+    if image.mark in blamed_of(item.path, item.work):
+        return True
+    failures, kills = 0, 0
+    while True:
+        with disk.aside(item.work) as aside:
+            alone = item.only(image.mark, aside)
+            try:
+                in_fresh_process(task, alone, limits)
+                return False
+            except FromOutside as exc:
+                kills += 1
+                if kills == KILLS:
+                    raise StageError(
+                        f"{image.source}: {image.name}: its process was killed {KILLS} times: {exc}. Is there "
+                        "too little memory? Give --memory, or fewer --workers"
+                    ) from None
+            except Blame as blame:
+                failures += 1
+                if failures == TRIES:
+                    write_down(item, image, blame)
+                    return True
+            finally:
+                for path in hand.left(alone.path, item.work):
+                    path.unlink(missing_ok=True)
+
+
+def in_fresh_process(task: Callable[[Any], R], item: Any, limits: Limits) -> R:
+    """task(item) in a new process; Blame or FromOutside if that dies, else what the task raises."""
+    with disk.aside(item.work) as aside:
+        (aside / "task").write_bytes(pickle.dumps((task, item, limits)))
+        child = subprocess.Popen([sys.executable, "-m", __name__, str(aside)], stdin=subprocess.DEVNULL)
+        try:
+            ate = watch(child, limits.memory_bytes)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        answer = aside / "answer"
+        if not answer.exists():
+            raise why(child.returncode, ate)
+        done, value = pickle.loads(answer.read_bytes())  # written by the process that we started
+    if done:
+        return value  # type: ignore[no-any-return]
+    raise value
+
+
+def watch(child: subprocess.Popen[bytes], most_bytes: int) -> int:
+    """Wait for a process; one that has more memory than this is killed. Gives what it had then, else 0."""
+    process = psutil.Process(child.pid)
+    while child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            has = process.memory_info().rss
+            if most_bytes and has > most_bytes:
+                child.kill()
+                child.wait()
+                return int(has)
+        time.sleep(POLL_S)
+    return 0
+
+
+def why(status: int, ate_bytes: int) -> Exception:
+    """What the end of a process tells."""
+    if ate_bytes:
+        return Blame(OUT_OF_MEMORY, f"had {ate_bytes / 1e6:,.0f} MB, alone in a process")
+    if status >= 0:
+        return Blame(KILLS_READER, f"its process ended with status {status}")
+    ended_by = signal.Signals(-status)
+    if ended_by in OUTSIDE:
+        return FromOutside(ended_by.name)
+    if ended_by in TIMERS:
+        return Blame(TIMED_OUT, f"not read in time ({ended_by.name})")
+    return Blame(KILLS_READER, f"its process died of {ended_by.name}")
+
+
+def write_down(item: Item, image: InHand, blame: Blame) -> None:
+    """Leave word of an image that is to blame, for this part and all that will be made by the same stage."""
+    folder = _folder(item.path, item.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {**image._asdict(), "reason": blame.reason, "detail": blame.detail}
+    with disk.aside(item.work) as aside:
+        disk.commit_text(json.dumps(about), folder / f"{image.mark}.json", aside)
+
+
+def blamed_of(part: Path, work: Path) -> dict[str, tuple[str, str]]:
+    """Reason and detail of the images that the stage of a part cannot read, by mark."""
+    found = {}
+    for path in sorted(_folder(part, work).glob("*.json")):
+        about = json.loads(path.read_text())
+        found[about["mark"]] = about["reason"], about["detail"]
+    return found
+
+
+def _folder(part: Path, work: Path) -> Path:
+    return work / BLAMED / part.parent.relative_to(work)
+
+
+def main(folder: Path) -> None:
+    """The fresh process: does what the file `task` says and leaves an `answer`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    task, item, limits = pickle.loads((folder / "task").read_bytes())  # written by the process that started us
+    answer: tuple[bool, Any]
+    try:
+        with hand.working(item.path, item.work, limits):
+            answer = True, task(item)
+    except Exception as exc:
+        answer = False, exc
+    (folder / "answer.part").write_bytes(pickle.dumps(answer))
+    (folder / "answer.part").replace(folder / "answer")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

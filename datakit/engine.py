@@ -1,0 +1,278 @@
+"""Do tasks on Dask: processes of this machine, or the workers of a scheduler that the user names; or right here.
+
+A bounded number of tasks is in flight, so that the scheduler's memory does not grow with the set.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import __version__, alone, image
+from .disk import aside
+from .errors import StageError
+from .hand import Limits
+from .run import explained
+
+T = TypeVar("T")
+R = TypeVar("R")
+IN_FLIGHT = 2  # tasks a worker: one in hand, one waiting
+MOST_DEATHS = 3  # that Dask may report of one task before we give up; it has tried several times each
+WAIT_S = 5.0  # between two looks at the cluster while no task ends
+LOST_S = 20.0  # without a scheduler
+JOIN_S = 60.0  # for the first worker to join
+SHARE = 0.8  # of the machine's memory, where no cap is given
+LEAST_BYTES = 512_000_000  # of a worker: the libraries have 300 MB, staged tiles 64 MB, the rest is for pixels
+CACHE_SHARE = 20  # GDAL's block cache has one part in so many of a worker's memory
+ADVICE = "put the call under `if __name__ == '__main__':`, or pass workers=0"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A task as it goes to a worker, with what must be so there."""
+
+    task: Callable[[Any], Any]
+    limits: Limits
+    token: Path | None = None  # a folder below WORK/tmp
+    versions: tuple[str, ...] = ()
+    cache_bytes: int = 0
+
+    def __call__(self, item: Any) -> Any:
+        self.check()
+        return alone.safely(self.task, self.limits, item) if hasattr(item, "only") else self.task(item)
+
+    def check(self) -> None:
+        """StageError where a worker would make other bytes, or does not see the folder of parts."""
+        from distributed import get_worker
+
+        where = os.uname().nodename
+        if self.versions != versions():
+            here, there = (
+                ", ".join(sorted(set(a) - set(b)))
+                for a, b in ((versions(), self.versions), (self.versions, versions()))
+            )
+            raise StageError(f"the worker on {where} has {here}, this build {there}: install the same on all machines")
+        if self.token is not None and not self.token.exists():
+            raise StageError(
+                f"the worker on {where} does not see {self.token.parents[1]}: --work must be on a disk that all share"
+            )
+        if get_worker().state.nthreads != 1:
+            raise StageError(
+                f"the worker on {where} has {get_worker().state.nthreads} threads: start it with --nthreads 1"
+            )
+        os.environ.setdefault("GDAL_CACHEMAX", str(self.cache_bytes // 1_000_000 or ""))
+
+
+def versions() -> tuple[str, ...]:
+    """What decides about the bytes of a build, but for its recipe and its sources."""
+    return (f"datakit {__version__}", *(f"{name} {version}" for name, version in image.versions().items()))
+
+
+@dataclass
+class Engine:
+    """Does tasks, in any order; use it as a context.
+
+    workers: processes of this machine; 0: this process. scheduler: address of a Dask scheduler, whose workers are
+    used instead. memory_bytes: for all workers of this machine together. work: the folder of parts.
+    The cluster starts with the first task, so that a build that has nothing left to do starts none.
+    """
+
+    workers: int
+    scheduler: str = ""
+    memory_bytes: int = 0
+    work: Path | None = None
+    limits: Limits = Limits()
+    say: Callable[[str], None] = lambda line: None
+    _client: Any = field(default=None, init=False)
+    _token: Path | None = field(default=None, init=False)
+    _lasting: ExitStack = field(default_factory=ExitStack, init=False)
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes and self.workers and not self.scheduler and self.share_bytes < LEAST_BYTES:
+            raise StageError(
+                f"{self.memory_bytes / 1e6:,.0f} MB for {self.workers} workers: each needs {LEAST_BYTES / 1e6:,.0f}. "
+                f"Give more --memory, or --workers {max(self.memory_bytes // LEAST_BYTES, 1)}"
+            )
+
+    @property
+    def share_bytes(self) -> int:
+        """Memory of a worker."""
+        return self.memory_bytes // max(self.workers, 1)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lasting.close()
+        if self._client is not None:
+            cluster = self._client.cluster
+            self._client.close(timeout=WAIT_S)
+            if cluster is not None:
+                cluster.close()
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """task(item) of each item, in the order they end."""
+        with explained():
+            if self.workers == 0 and not self.scheduler:
+                limits = replace(self.limits, memory_bytes=self.memory_bytes or machine_bytes())
+                for item in items:
+                    yield alone.safely(task, limits, item, ours=False) if hasattr(item, "only") else task(item)
+                return
+            waiting = iter(items)
+            first = list(islice(waiting, 1))
+            if first:
+                yield from self._spread(task, first, waiting)
+
+    def _spread(self, task: Callable[[Any], Any], first: list[Any], waiting: Iterator[Any]) -> Iterator[Any]:
+        """Hand tasks out, as many at a time as the workers can have."""
+        client = self._start()
+        flight = Flight(client, self._guarded(task))
+        room = self._room()
+        looked = time.monotonic()
+        try:
+            for item in (*first, *islice(waiting, room - len(first))):
+                flight.send(item)
+            while flight.items:
+                yield from flight.land(self._look)
+                if self.scheduler and time.monotonic() - looked > WAIT_S:  # workers come and go
+                    room, looked = self._room(), time.monotonic()
+                for item in islice(waiting, max(room - len(flight.items), 0)):
+                    flight.send(item)
+        except CancelledError as exc:
+            raise StageError(self._lost()) from exc
+        finally:
+            flight.cancel()
+
+    def _guarded(self, task: Callable[[Any], Any]) -> Guarded:
+        if self._token is None and self.work is not None:
+            self._token = self._lasting.enter_context(aside(self.work))
+        limits = replace(self.limits, memory_bytes=self.memory_bytes)
+        return Guarded(task, limits, self._token, versions(), self.share_bytes // CACHE_SHARE)
+
+    def _room(self) -> int:
+        workers = len(self._client.nthreads()) if self.scheduler else self.workers
+        return IN_FLIGHT * max(workers, 1)
+
+    def _look(self) -> None:
+        """Nothing has ended for a while: is anybody there?"""
+        since = time.monotonic()
+        while self._client.status not in ("running", "newly-created"):
+            if time.monotonic() - since > LOST_S:
+                raise StageError(self._lost())
+            time.sleep(0.1)
+        if self.scheduler and not self._client.nthreads():
+            self.say(f"no worker is left at {self.scheduler}: waiting for one to join")
+
+    def _lost(self) -> str:
+        where = self.scheduler or "of this machine"
+        return f"the Dask scheduler {where} is gone. Start it again, then run the same command: it goes on where it was"
+
+    def _start(self) -> Any:
+        if self._client is None:
+            self._client = join(self.scheduler) if self.scheduler else self._local()
+        return self._client
+
+    def _local(self) -> Any:
+        """A cluster of processes of this machine, as many as have memory enough."""
+        import dask
+        from distributed import Client, LocalCluster
+
+        if not self.memory_bytes:
+            self.memory_bytes = machine_bytes()
+            self.workers = max(min(self.workers, self.memory_bytes // LEAST_BYTES), 1)
+
+        settings = {
+            "distributed.worker.multiprocessing-method": "spawn",  # LibRaw and GDAL deadlock or race under fork
+            "distributed.worker.memory.target": False,  # results are small: there is nothing to spill
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+            "distributed.scheduler.worker-saturation": 1.0,  # else a task that only waited on a dead worker is blamed
+            "distributed.nanny.environ": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        }
+        with dask.config.set(settings):
+            try:
+                cluster = LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",  # any free port: another cluster may have the usual one
+                    memory_limit=self.share_bytes,
+                    silence_logs=50,
+                )
+            except RuntimeError as exc:  # a new process runs the caller's script again, down to this call
+                raise StageError(f"the workers did not start: in a script, {ADVICE} ({exc})") from exc
+        return Client(cluster)
+
+
+class Flight:
+    """Tasks that are with the workers."""
+
+    def __init__(self, client: Any, task: Guarded) -> None:
+        self.client, self.task = client, task
+        self.items: dict[str, tuple[Any, Any, int]] = {}  # future, item and deaths so far, by key
+        self.ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def send(self, item: Any, deaths: int = 0) -> None:
+        future = self.client.submit(self.task, item, pure=False)
+        self.items[future.key] = future, item, deaths
+        future.add_done_callback(self.ended.put)
+
+    def land(self, look: Callable[[], None]) -> Iterator[Any]:
+        """The result of one task that has ended; none if its workers died and it was sent again."""
+        from distributed.scheduler import KilledWorker
+
+        while True:
+            try:
+                future = self.ended.get(timeout=WAIT_S)
+                break
+            except queue.Empty:
+                look()
+        _, item, deaths = self.items.pop(future.key)
+        try:
+            result = future.result()
+        except KilledWorker as exc:
+            if deaths == MOST_DEATHS:
+                what = getattr(item, "path", item)
+                raise StageError(
+                    f"workers died again and again on {what}: too little memory? Give --memory, or fewer --workers"
+                ) from exc
+            self.send(item, deaths + 1)
+            return
+        yield result
+
+    def cancel(self) -> None:
+        """Give up what is still with the workers."""
+        if self.items and self.client.status == "running":
+            self.client.cancel([future for future, _, _ in self.items.values()])
+        self.items.clear()
+
+
+def join(scheduler: str) -> Any:
+    """A client of a scheduler that has a worker at least."""
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=JOIN_S / 2)
+        client.wait_for_workers(1, timeout=JOIN_S)
+    except (OSError, TimeoutError, ValueError) as exc:
+        raise StageError(f"{scheduler}: no Dask scheduler with a worker answers there ({exc})") from exc
+    return client
+
+
+def machine_bytes() -> int:
+    """What workers may have of the memory of this machine, or of the container that we are in."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT * SHARE)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))

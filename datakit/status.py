@@ -1,0 +1,99 @@
+"""What a work folder holds: which builds, how far each is, what was dropped, and what went wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .alone import BLAMED
+from .errors import StageError
+from .folders import OURS, STEPS
+from .leave import FAILED
+from .run import read_done
+from .tables import aligned
+
+SHOWN = ("list", *STEPS, "written")  # sub-folders of WORK whose files are work that is done
+WORDS = {"written": "shards"}
+
+
+def status(work: str | Path) -> list[dict[str, Any]]:
+    """Each build that uses a work folder.
+
+    A dict has recipe, out, state ("running", "failed", "complete", "stopped"), error, steps {step: [done, all]} as far
+    as they are known, dropped {step: {reason: records}}, and blamed: images no process survives (source, name, reason,
+    detail). StageError if it is no work folder.
+    """
+    work = Path(work)
+    if not (work / OURS).exists():
+        raise StageError(f"{work}: not a work folder of datakit")
+    busy = _busy(work)
+    return [_one(work, note, busy) for note in sorted((work / "builds").glob("*.json"))]
+
+
+def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
+    about = json.loads(note.read_text())
+    steps: dict[str, list[int]] = {}
+    dropped: dict[str, Counter[str]] = {}
+    specs = set()
+    for used in about["uses"]:
+        kind, path = used.partition("/")[0], work / used
+        if kind not in SHOWN:
+            continue
+        done = steps.setdefault(kind, [0, 0])
+        done[1] += 1
+        if path.exists():
+            done[0] += 1
+            if kind != "written":
+                for reasons in read_done(path).funnel.dropped.values():
+                    dropped.setdefault(kind, Counter()).update(reasons)
+        specs.add(path.parent)
+    blamed = [
+        json.loads(path.read_text())
+        for folder in sorted(specs)
+        for path in sorted((work / BLAMED / folder.relative_to(work)).glob("*.json"))
+    ]
+    failed = note.with_suffix(FAILED)
+    error = failed.read_text() if failed.exists() else ""
+    whole = (Path(about["out"]) / "manifest.json").exists() and all(done == most for done, most in steps.values())
+    state = "failed" if error else "complete" if whole else "running" if busy else "stopped"
+    return {
+        "recipe": about["recipe"],
+        "out": about["out"],
+        "state": state,
+        "error": error,
+        "steps": {WORDS.get(kind, kind): steps[kind] for kind in SHOWN if kind in steps},
+        "dropped": {kind: dict(dropped[kind].most_common()) for kind in SHOWN if kind in dropped},
+        "blamed": blamed,
+    }
+
+
+def lines(builds: list[dict[str, Any]]) -> Iterator[str]:
+    """The same for people."""
+    if not builds:
+        yield "no build has begun here"
+    for build in builds:
+        yield f"{build['recipe']} -> {build['out']}: {build['state']}"
+        rows: list[tuple[str, ...]] = [("step", "done", "of", "dropped")]
+        for step, (done, most) in build["steps"].items():
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in build["dropped"].get(step, {}).items())
+            rows.append((step, f"{done:,}", f"{most:,}", reasons))
+        yield from (f"  {line}" for line in aligned(rows))
+        for one in build["blamed"]:
+            yield f"  {one['source']}: {one['name']}: {one['reason']}: {one['detail']}"
+        if build["error"]:
+            yield f"  {build['error']}"
+        yield ""
+
+
+def _busy(work: Path) -> bool:
+    """Whether a build holds the folder."""
+    with (work / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
