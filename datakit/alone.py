@@ -54,7 +54,7 @@ class Blame(Exception):
     """Why a process ended."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
+        super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
@@ -99,27 +99,28 @@ def look_into(task: Callable[[Any], Any], limits: Limits, item: Any, image: InHa
     if image.mark in blamed_of(item.path, item.work):
         return True
     failures, kills = 0, 0
-    while True:
+    while failures < TRIES:
         with disk.aside(item.work) as aside:
             alone = item.only(image.mark, aside)
             try:
                 in_fresh_process(task, alone, limits)
                 return False
-            except FromOutside as exc:
+            except (Blame, FromOutside) as exc:
+                left = hand.left(alone.path, item.work)
+                for path in left:
+                    path.unlink(missing_ok=True)
+                if isinstance(exc, Blame) and image in left.values():  # it was being read
+                    failures += 1
+                    blame = exc
+                    continue
                 kills += 1
                 if kills == KILLS:
                     raise StageError(
-                        f"{image.source}: {image.name}: its process was killed {KILLS} times: {exc}. Is there "
-                        "too little memory? Give --memory, or fewer --workers"
+                        f"{image.source}: {image.name}: its process was ended {KILLS} times: {exc}. Is there too "
+                        "little memory? Give --memory, or fewer --workers"
                     ) from None
-            except Blame as blame:
-                failures += 1
-                if failures == TRIES:
-                    write_down(item, image, blame)
-                    return True
-            finally:
-                for path in hand.left(alone.path, item.work):
-                    path.unlink(missing_ok=True)
+    write_down(item, image, blame)
+    return True
 
 
 def in_fresh_process(task: Callable[[Any], R], item: Any, limits: Limits) -> R:

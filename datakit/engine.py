@@ -28,6 +28,7 @@ IN_FLIGHT = 2  # tasks a worker: one in hand, one waiting
 MOST_DEATHS = 3  # that Dask may report of one task before we give up; it has tried several times each
 WAIT_S = 5.0  # between two looks at the cluster while no task ends
 LOST_S = 20.0  # without a scheduler
+CONNECT_S = 15.0
 JOIN_S = 60.0  # for the first worker to join
 SHARE = 0.8  # of the machine's memory, where no cap is given
 LEAST_BYTES = 512_000_000  # of a worker: the libraries have 300 MB, staged tiles 64 MB, the rest is for pixels
@@ -133,6 +134,8 @@ class Engine:
 
     def _spread(self, task: Callable[[Any], Any], first: list[Any], waiting: Iterator[Any]) -> Iterator[Any]:
         """Hand tasks out, as many at a time as the workers can have."""
+        from distributed.comm import CommClosedError
+
         client = self._start()
         flight = Flight(client, self._guarded(task))
         room = self._room()
@@ -146,7 +149,7 @@ class Engine:
                     room, looked = self._room(), time.monotonic()
                 for item in islice(waiting, max(room - len(flight.items), 0)):
                     flight.send(item)
-        except CancelledError as exc:
+        except (CancelledError, CommClosedError) as exc:
             raise StageError(self._lost()) from exc
         finally:
             flight.cancel()
@@ -256,14 +259,23 @@ class Flight:
 
 def join(scheduler: str) -> Any:
     """A client of a scheduler that has a worker at least."""
+    import logging
+
     from distributed import Client
 
+    for name in ("distributed.client", "distributed.core", "distributed.comm"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by our own errors
+    begin = time.monotonic()
     try:
-        client = Client(scheduler, timeout=JOIN_S / 2)
-        client.wait_for_workers(1, timeout=JOIN_S)
-    except (OSError, TimeoutError, ValueError) as exc:
-        raise StageError(f"{scheduler}: no Dask scheduler with a worker answers there ({exc})") from exc
-    return client
+        client = Client(scheduler, timeout=CONNECT_S)
+        while client.status == "running" and time.monotonic() - begin < JOIN_S:
+            if client.nthreads():
+                return client
+            time.sleep(0.1)
+        why = "no worker has joined it" if client.status == "running" else "it has gone"
+    except (OSError, ValueError, CancelledError) as exc:  # distributed's own errors are OSErrors
+        why = str(exc).strip().partition("\n")[0] or type(exc).__name__
+    raise StageError(f"{scheduler}: no Dask scheduler with a worker answers there: {why}")
 
 
 def machine_bytes() -> int:

@@ -32,13 +32,12 @@ class InHand(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one image may take. More CPU than this, or ten times as long by the clock, ends the process."""
+    """What one image may take. More CPU than this, or that many times as long by the clock, ends the process."""
 
     cpu_s: float = 120.0
     cpu_s_per_mpx: float = 2.0  # `cut` needs a twentieth of it
+    clock: float = 10.0  # times the CPU seconds
     memory_bytes: int = 0  # that a process which is alone with one image may have; 0: no limit
-
-    CLOCK = 10.0
 
     def seconds(self, sample: Sample) -> float:
         """CPU seconds for an image whose size may not be known yet."""
@@ -64,7 +63,7 @@ class _Hand:
         self._write(json.dumps(InHand(sample.source, sample.name, mark_of(sample))))
         if self.limits is not None:
             seconds = self.limits.seconds(sample)
-            self._time(seconds, seconds * self.limits.CLOCK)
+            self._time(seconds, seconds * self.limits.clock)
 
     def put_down(self) -> None:
         if self.limits is not None:

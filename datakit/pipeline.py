@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -319,6 +319,7 @@ def build(
         locked(work, alone=free),
         writing(out),
         noted(recipe, out, work),
+        run.explained(),
         Engine(workers, scheduler, memory_bytes, work, limits, say) as engine,
     ):
         disk.sweep(work)
@@ -333,7 +334,8 @@ def noted(recipe: Recipe, out: Path, work: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as exc:
-        leave.note_failure(work, recipe.name, out, f"{type(exc).__name__}: {exc}")
+        with suppress(OSError):  # on a full disk there is no room for it either
+            leave.note_failure(work, recipe.name, out, f"{type(exc).__name__}: {exc}")
         raise
 
 

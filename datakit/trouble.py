@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -46,7 +47,7 @@ def named(parts: Iterable[Path], reasons: Sequence[str]) -> Iterator[str]:
         if not any(set(reasons) & set(by) for by in read_done(path).funnel.dropped.values()):
             continue
         table = pq.read_table(path, columns=["source", "name", "dropped", "detail"])
-        for row in table.filter(pc.is_in(table.column("dropped"), pc.SetLookupOptions(list(reasons)))).to_pylist():
+        for row in table.filter(pc.is_in(table.column("dropped"), pa.array(reasons))).to_pylist():
             said[f"  {row['source']}: {row['name']}: {row['dropped']}: {row['detail']}"] = None
             if len(said) == NAMED:
                 yield from said

@@ -1,0 +1,439 @@
+"""Whatever dies, at whatever moment: the same command again gives the same bytes, and no good image is blamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from worlds import digests, geotiff, recipe_of, scene, work_done, write_recipe
+
+import datakit
+from datakit import alone, disk, hand, listing, pipeline
+from datakit.errors import StageError
+from datakit.folders import STEPS
+from datakit.hand import InHand, Limits
+from datakit.sample import Sample
+from datakit.status import lines, status
+
+FAULTS = Path(__file__).parent / "faults"
+IMAGES = 40
+A_PART = 4  # images
+RUN = f"""
+import sys
+import datakit
+from datakit import listing
+from datakit.errors import DatakitError
+listing.PART_IMAGES = {A_PART}
+if __name__ == "__main__":
+    recipe, data, out, scheduler = sys.argv[1:]
+    try:
+        datakit.build(recipe, data, out, workers=1, scheduler=scheduler, say=lambda line: print(line, flush=True))
+    except DatakitError as exc:
+        sys.exit(f"{{type(exc).__name__}}: {{exc}}")
+"""
+
+
+def make_forty(data: Path) -> Path:
+    """Forty images in one collection: JPEG, PNG and GeoTIFF, some of them sliced."""
+    folder = data / "forty"
+    for n in range(IMAGES):
+        pixels = scene(n, 150 + 20 * (n % 9), 150 + 15 * (n % 7), ("houses", "port", "river", "forest")[n % 4])
+        path = folder / f"class{n % 3}" / f"image{n:02d}.{('jpg', 'jpg', 'png', 'tif')[n % 4]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".tif":
+            geotiff(path, pixels)
+        else:
+            Image.fromarray(pixels).save(path)
+    return data
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_forty(tmp_path_factory.mktemp("forty"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forty: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an undisturbed build of them leaves. It compiles the kernels, too, for the workers of all tests here."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert datakit.build(recipe_of("forty"), forty, out, workers=0).samples > IMAGES
+    return digests(out)
+
+
+def start(*command: str, **more: Any) -> subprocess.Popen[str]:
+    """A process with a group of its own; what it says is thrown away, but for what `more` keeps."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, *command], start_new_session=True, text=True, **{**quiet, **more})
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL of all its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class Cluster:
+    """A scheduler and workers of a user's own, each a process group; and the client that builds with them."""
+
+    def __init__(self, folder: Path, data: Path, workers: int = 2) -> None:
+        self.folder, self.data, self.count = folder, data, workers
+        self.recipe = write_recipe(folder / "forty.yaml", recipe_of("forty"))
+        (folder / "run.py").write_text(RUN)
+        self.out = folder / "out"
+        self.scheduler: subprocess.Popen[str] | None = None
+        self.workers: list[subprocess.Popen[str]] = []
+        self.address = ""
+
+    def up(self) -> None:
+        """Start what is not running."""
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            for worker in self.workers:
+                kill(worker)
+            self.workers = []
+            where = self.folder / f"scheduler-{time.time_ns()}.json"
+            self.scheduler = start(
+                "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1",
+                "--no-dashboard", "--scheduler-file", str(where),
+            )  # fmt: skip
+            while not where.exists():
+                assert self.scheduler.poll() is None
+                time.sleep(0.02)
+            time.sleep(0.05)
+            self.address = json.loads(where.read_text())["address"]
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < self.count:
+            self.workers.append(self.worker())
+
+    def worker(self) -> subprocess.Popen[str]:
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(self.folder / "dask")]
+        return start("-m", "distributed.cli.dask_worker", self.address, *options)
+
+    def client(self) -> subprocess.Popen[str]:
+        with (self.folder / "said").open("w") as said:
+            script = [str(self.folder / "run.py"), str(self.recipe), str(self.data), str(self.out), self.address]
+            return start(*script, stdout=said, stderr=said)
+
+    def files(self) -> int:
+        """How many parts and shards are there: the clock of these tests."""
+        work = self.out.with_name("out.work")
+        parts = sum(1 for step in STEPS for _ in (work / step).glob("*/*.parquet"))
+        return parts + sum(1 for _ in self.out.glob("*.tar"))
+
+    def down(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            if process is not None:
+                kill(process)
+
+
+@pytest.fixture
+def cluster(forty: Path, tmp_path: Path) -> Iterator[Cluster]:
+    one = Cluster(tmp_path, forty)
+    yield one
+    one.down()
+
+
+def kill_one(cluster: Cluster, client: subprocess.Popen[str], who: str) -> None:
+    """Kill one process; what the others must do then is asserted here."""
+    if who == "client":
+        kill(client)
+    elif who == "worker":
+        kill(cluster.workers[0])
+    else:
+        assert cluster.scheduler is not None
+        kill(cluster.scheduler)
+        begin = time.monotonic()
+        status = client.wait(timeout=30)
+        said = (cluster.folder / "said").read_text()
+        assert time.monotonic() - begin < 30
+        if status:  # it may have been done with the cluster just then
+            assert "StageError" in said, said
+            assert "the Dask scheduler" in said or "no Dask scheduler" in said, said
+
+
+def storm(cluster: Cluster, truth: dict[str, str], seed: int, kills: int) -> None:
+    """Kill this and that at seeded moments until so many are killed; then let the build end, and start it over."""
+    dice = random.Random(seed)
+    done = 0
+    while True:
+        cluster.up()
+        client = cluster.client()
+        while done < kills and client.poll() is None:
+            wanted = cluster.files() + dice.randrange(12)
+            while client.poll() is None and cluster.files() < wanted:
+                time.sleep(0.01)
+            time.sleep(dice.random() * 0.05)
+            if client.poll() is None:
+                who = dice.choice(["client", "worker", "worker", "scheduler"])
+                kill_one(cluster, client, who)
+                done += 1
+                cluster.up()
+        status = client.wait(timeout=120)
+        if status == 0 and done < kills:  # it came through: from the beginning
+            assert digests(cluster.out) == truth
+            shutil.rmtree(cluster.out)
+            shutil.rmtree(cluster.out.with_name("out.work"))
+        elif status == 0:
+            return
+
+
+def test_twenty_kills_of_client_worker_and_scheduler(cluster: Cluster, undisturbed: dict[str, str]) -> None:
+    storm(cluster, undisturbed, seed=1, kills=20)
+    assert digests(cluster.out) == undisturbed
+    assert not list((cluster.out.with_name("out.work") / "blamed").rglob("*.json"))
+
+
+def test_a_part_that_an_orphan_ends_late_does_no_harm(cluster: Cluster, undisturbed: dict[str, str]) -> None:
+    """A worker is stopped in mid-part and loses its scheduler; the build ends without it; then it goes on."""
+    cluster.count = 1
+    cluster.up()
+    orphan, client = cluster.workers[0], cluster.client()
+    while cluster.files() < 12:
+        time.sleep(0.01)
+    os.killpg(orphan.pid, signal.SIGSTOP)
+    kill(client)
+    assert cluster.scheduler is not None
+    kill(cluster.scheduler)
+    cluster.workers, cluster.scheduler = [], None
+    cluster.up()
+    assert cluster.client().wait(timeout=120) == 0
+    assert digests(cluster.out) == undisturbed
+    os.killpg(orphan.pid, signal.SIGCONT)
+    time.sleep(1.0)
+    kill(orphan)
+    datakit.build(recipe_of("forty"), cluster.data, cluster.out, workers=0)
+    assert digests(cluster.out) == undisturbed
+
+
+def test_a_worker_with_other_libraries_or_another_disk_is_refused(forty: Path, tmp_path: Path) -> None:
+    from datakit.engine import Guarded, versions
+
+    with pytest.raises(StageError, match=r"datakit 0\.0\.0"):
+        Guarded(str, Limits(), versions=("datakit 0.0.0", *versions()[1:])).check()
+    with pytest.raises(StageError, match="does not see"):
+        Guarded(str, Limits(), tmp_path / "work" / "tmp" / "token", versions()).check()
+
+
+def test_nobody_answers(forty: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no Dask scheduler with a worker answers there"):
+        datakit.build(recipe_of("forty"), forty, tmp_path / "out", scheduler="tcp://127.0.0.1:9")
+
+
+# Images that no process survives
+
+
+def bad_jpeg(path: Path, fault: str, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scene(100 + seed, 200, 170)).save(path, comment=f"fault:{fault}".encode())
+
+
+@pytest.fixture
+def readers_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that are started from now on have readers that break."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setattr(pipeline, "Limits", partial(Limits, clock=2.0))
+
+
+BAD = {
+    "segfault": "kills_reader",
+    "leave": "kills_reader",
+    "hang": "timed_out",
+    "spin": "timed_out",
+    "eat": "out_of_memory",
+}
+
+
+def test_bad_images_go_by_name_and_good_ones_stay(
+    tmp_path: Path, readers_break: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for n, fault in enumerate([*BAD, f"once:{tmp_path / 'flag'}"]):
+        kind = fault.partition(":")[0]
+        bad_jpeg(data / "forty" / f"{kind}.jpg", fault, n)
+        Image.fromarray(scene(n, 160, 190)).save(data / "forty" / f"good{n}.jpg")
+    monkeypatch.setattr(listing, "PART_IMAGES", 3)
+    recipe = recipe_of("forty")
+    recipe = recipe.model_copy(
+        update={"sources": (recipe.sources[0].model_copy(update={"max_unreadable_share": 0.45}),)}
+    )
+    options: dict[str, Any] = {"workers": 2, "memory_bytes": 1_200_000_000, "timeout_s": 3}
+    datakit.build(recipe, data, out, **options)
+    dropped = pq.read_table(out / "dropped.parquet", columns=["name", "dropped", "detail", "stage"]).to_pylist()
+    assert {row["name"]: row["dropped"] for row in dropped} == {f"{kind}.jpg": why for kind, why in BAD.items()}
+    assert {row["stage"] for row in dropped} == {"cut"}
+    kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
+    assert set(kept) == {"once.jpg", *(f"good{n}.jpg" for n in range(6))}
+    assert (tmp_path / "flag").exists(), "it killed its reader once, and was not blamed"
+    pictures = pq.read_table(out / "pictures.parquet", columns=["dropped"]).column("dropped").to_pylist()
+    assert not set(pictures) & set(BAD.values()), "nobody looks at them again"
+    told = status(tmp_path / "out.work")
+    assert {one["name"]: one["reason"] for one in told[0]["blamed"]} == {f"{k}.jpg": why for k, why in BAD.items()}
+    assert told[0]["state"] == "complete"
+    assert "segfault.jpg: kills_reader: its process died of SIGSEGV" in "\n".join(lines(told))
+
+    before = digests(out)
+    datakit.build(recipe, data, out, **options)
+    assert set(work_done(out)) == {"parts_there"}
+    assert digests(out) == before
+
+    monkeypatch.delenv("PYTHONPATH")  # the readers are mended
+    datakit.build(recipe, data, out, workers=0, retry=["kills_reader", "timed_out"])
+    kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
+    assert len(set(kept)) == 11
+    assert work_done(out)["images_opened"] == 4
+    datakit.build(recipe, data, out, workers=0, retry=["out_of_memory"])
+    datakit.build(recipe, data, tmp_path / "fresh", workers=0)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_too_many_unreadable_images_stop_the_build_with_the_list(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "forty"
+    folder.mkdir(parents=True)
+    for n in range(6):
+        Image.fromarray(scene(n, 160, 190)).save(folder / f"good{n}.jpg")
+    for n in range(4):
+        (folder / f"bad{n}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    recipe = recipe_of("forty")
+    strict = recipe.model_copy(
+        update={"sources": (recipe.sources[0].model_copy(update={"max_unreadable_share": 0.3}),)}
+    )
+    with pytest.raises(
+        StageError, match=r"4 of 10 could not be read in scan \(40.0%\).*30.0%:\n  forty: bad0.jpg: unr"
+    ):
+        datakit.build(strict, tmp_path / "data", tmp_path / "out", workers=0)
+    told = status(tmp_path / "out.work")[0]
+    assert told["state"] == "failed"
+    assert "bad3.jpg" in told["error"]
+    assert datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0).samples == 6
+    for n in range(4):  # mended, and as if at the same moment
+        stamp = (folder / f"bad{n}.jpg").stat()
+        Image.fromarray(scene(20 + n, 160, 190)).save(folder / f"bad{n}.jpg")
+        os.utime(folder / f"bad{n}.jpg", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert status(tmp_path / "out.work")[0]["state"] == "complete"
+
+
+def test_a_drop_that_is_final_is_not_tried_again(forty: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="such a drop is final; give unreadable, label_unreadable, kills_reader"):
+        datakit.build(recipe_of("forty"), forty, tmp_path / "out", workers=0, retry=["flat"])
+
+
+def test_what_a_dead_process_had_in_hand_is_known(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    part, sample = tmp_path / "cut" / "spec" / "forty-0_0-abc.parquet", Sample(source="forty", name="a.jpg")
+    with hand.working(part, tmp_path):
+        assert list(hand.left(part, tmp_path).values()) == [None]
+        with hand.holding(sample):
+            assert list(hand.left(part, tmp_path).values()) == [InHand("forty", "a.jpg", hand.mark_of(sample))]
+        assert list(hand.left(part, tmp_path).values()) == [None]
+    assert hand.left(part, tmp_path) == {}
+
+
+def killed(item: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_is_killed_from_outside_again_and_again_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(alone, "KILLS", 2)
+    job = pipeline.Job(None, tmp_path, tmp_path / "cut" / "spec" / "part.parquet", tmp_path, {})  # type: ignore[arg-type]
+    with pytest.raises(StageError, match=r"forty: a.jpg: its process was ended 2 times: SIGKILL. Is there too little"):
+        alone.carefully(killed, Limits(), job, {tmp_path / "hand": InHand("forty", "a.jpg", "mark")})
+    with pytest.raises(StageError, match="3 processes in a row died on it, with no image in hand"):
+        alone.carefully(killed, Limits(), job, {})
+    assert not (tmp_path / "blamed").exists()
+
+
+# Disks
+
+
+class Disk:
+    """A folder on a disk of its own; where none may be mounted, writing to it fails as on a full one."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.used, self.most = folder, 0, 0
+        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+        self.mounted = subprocess.run(command, capture_output=True).returncode == 0
+        if not self.mounted:
+            patch.setattr(disk, "sync", self.sync)
+            patch.setattr("datakit.run.sync", self.sync)
+
+    def grow(self, most_bytes: int) -> None:
+        self.most, self.used = most_bytes, 0
+        if self.mounted:
+            subprocess.run(["mount", "-o", f"remount,size={most_bytes}", str(self.folder)], check=True)
+
+    def sync(self, path: Path) -> None:
+        self.used += path.stat().st_size
+        if self.used > self.most:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    small = Disk(folder, monkeypatch)
+    yield small
+    if small.mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_build_and_leaves_no_half_file(
+    small_disk: Disk, forty: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = small_disk.folder / "out"
+    monkeypatch.setattr(listing, "PART_IMAGES", A_PART)
+    for most_bytes in (200_000, 600_000, 1_400_000, 2_600_000):
+        small_disk.grow(most_bytes)
+        with pytest.raises(StageError, match=r"the disk is full: free some space: .*Then run the same command again"):
+            datakit.build(recipe_of("forty"), forty, out, workers=0)
+        assert not (out / "manifest.json").exists()
+        for part in (small_disk.folder / "out.work").glob("*/**/*.parquet"):
+            pq.read_table(part)
+        assert not list((small_disk.folder / "out.work" / "tmp").glob("*"))
+    small_disk.grow(100_000_000)
+    datakit.build(recipe_of("forty"), forty, out, workers=0)
+    assert work_done(out)["parts_there"] > 10
+    assert digests(out) == undisturbed
+
+
+def test_a_source_that_vanishes_stops_the_build_and_blames_no_image(
+    forty: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PART_IMAGES", A_PART)
+    data = shutil.copytree(forty, tmp_path / "data")
+
+    def vanish(line: str) -> None:
+        if line.startswith("cut: 1 of"):
+            (data / "forty").rename(data / "gone")
+
+    recipe, out = recipe_of("forty"), tmp_path / "out"
+    with pytest.raises(StageError, match=r"forty.*Then run the same command again"):
+        datakit.build(recipe, data, out, workers=0, say=vanish)
+    (data / "gone").rename(data / "forty")
+    datakit.build(recipe, data, out, workers=0)
+    assert digests(out) == undisturbed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_two_hundred_kills(cluster: Cluster, undisturbed: dict[str, str], seed: int) -> None:
+    storm(cluster, undisturbed, seed=100 + seed, kills=20)
+    assert digests(cluster.out) == undisturbed
