@@ -34,7 +34,7 @@ WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel 
 COLOURS, GRAY = ("red", "green", "blue"), ("gray",)
 GDAL = {
     "GDAL_CACHEMAX": 64,  # MB
-    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # folders of a million files
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # an image is read alike in a folder and in an archive: see `beside`
     "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",  # progressive JPEGs are held whole; `max_pixels` bounds them
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # its short cut for 8 bits takes what a cut file lacks for pixels (GDAL 3.9+)
 }

@@ -250,6 +250,7 @@ class Picker:
         else:
             raise NotShown("bands")
         narrow = narrow if sample.dtype != "uint8" else None  # 8 bits are levels to show already
+        nodata = sample.nodata if sample.format == "GTiff" else raster.nodata  # an .aux.xml may tell it: see `beside`
         flags = [f.name for f in raster.mask_flag_enums[indexes[0] - 1]]
         table = None
         if "palette" in interpretation:
@@ -259,7 +260,7 @@ class Picker:
         if levels and raster.dtypes[0] not in ("uint8", "uint16"):
             raise NotShown("dtype", f"levels of {raster.dtypes[0]}: tiles keep those of uint8 and uint16")
         keeps = places if levels and table is None else []
-        return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, raster.nodata, table, keeps)
+        return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, nodata, table, keeps)
 
     def steps(self, raster: Any) -> Iterator[RasterWindow]:
         """Rows of a raster, some whole blocks at a time, top to bottom."""
