@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 from .. import files
 from ..files import File
 from ..image import SWAPS_SIDES, Header
+from ..sample import Sample
 from . import geotiff
 
 # .pgw, .pngw, .tfw, .tifw, .wld, …: the first and last letter of an image's suffix, or all of it, and "w"
@@ -71,6 +72,12 @@ def of_images(is_image: Callable[[str], bool], names: Iterable[str]) -> set[str]
 def by_name(found: Mapping[str, File]) -> dict[str, File]:
     """The files among these that may be side-cars, by their names as `spelled`: of two, the one in small letters."""
     return {spelled(name): found[name] for name in sorted(found) if SUFFIX.search(name)}
+
+
+def those_of(images: Iterable[Sample], found: Mapping[str, File]) -> list[File]:
+    """The side-cars of some images; found: as `by_name` gives them."""
+    names = (name for image in images for aux, worlds, prj in [names_of(image.name)] for name in (aux, *worlds, prj))
+    return [found[name] for name in dict.fromkeys(names) if name in found]
 
 
 class SideCars:

@@ -245,7 +245,12 @@ def label_table(source: Source, found: list[files.File]) -> pa.Table:
     """Where the label files of a collection are, and the side-cars of its images, in order of their names."""
     sides, kind = side_cars(source, found), source.collection.layout.kind
     labels = sorted((f for f in found if f.name in sides or kind(f.name) == "label"), key=lambda f: f.name)
-    return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in labels], schema=LABEL_SCHEMA)
+    return file_table(labels)
+
+
+def file_table(found: list[files.File]) -> pa.Table:
+    """Where files are, as `label_index` and `side_index` read it."""
+    return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in found], schema=LABEL_SCHEMA)
 
 
 def side_cars(source: Source, found: list[files.File]) -> set[str]:
