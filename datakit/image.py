@@ -199,6 +199,23 @@ def tiff_orientation(stream: BinaryIO) -> int:
         return 1
 
 
+def told_orientation(data: bytes) -> int | None:
+    """The orientation, 1 to 8, that an image's file tells anywhere in it; None where it tells none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[*FORMATS, "TIFF"]) as image:
+            exif = image.getexif()
+            return _turn_of(exif) if 0x0112 in exif else None
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(h, w, …) as stored -> as shown, by EXIF orientation 1 to 8."""
+    shown = stored.swapaxes(0, 1) if orientation in SWAPS_SIDES else stored
+    shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
+    return shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
+
+
 def decode(data: bytes) -> Pixels:
     """Pixels of a tile that `Encode` made: (H, W, 3) uint8."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:

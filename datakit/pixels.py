@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
 from . import files
-from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, orientation_behind
+from .image import COLOURS, FORMATS, GRAY, WHOLE_PX, Narrow, orientation_behind, turned
 from .measure import Collar, Mask, Pixels
 from .narrow import Limits
 from .piece import Piece as Piece
@@ -194,13 +194,6 @@ def shows_alike(image: Image.Image, sample: Sample) -> bool:
     """Whether any decoder shows a file alike: an 8-bit JPEG of YCbCr or gray, not turned."""
     ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0
     return sample.format == "JPEG" and sample.orientation == 1 and (ycbcr or image.mode == "L")
-
-
-def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(h, w, …) as stored -> as shown, by EXIF orientation 1 to 8."""
-    shown = stored.swapaxes(0, 1) if orientation in SWAPS_SIDES else stored
-    shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
-    return shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
 
 
 class TooLarge(Exception):
