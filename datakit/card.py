@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: 
     "label_source": (TEXT, 'source of the label, if an exact duplicate brought it; "" = its own'),
     "boxes_source": (TEXT, 'source of the boxes, if an exact duplicate brought them; "" = its own'),
     "also": (TEXT, "JSON list of its exact duplicates: key, source, label, number of boxes, licences"),
-    "gsd_from": (TEXT, 'what tells gsd_m: transform, labels, manifest; "" where unknown'),
+    "gsd_from": (TEXT, 'what tells gsd_m: transform, side_car, labels, manifest; "" where unknown'),
     "gsd_range_m": ({"list": "float64"}, "finest and coarsest of the collection, metres per pixel, -1.0 where unknown"),
     "scale": (REAL, "px of that image that a px of this one spans; 1.0: as it was"),
     "captions": (TEXT, "JSON list of sentences about the image"),

@@ -19,7 +19,8 @@ from .files import File
 from .grouping import FIRST, Group, Groups, Index
 from .manifest import Collection
 from .ondisk import size, unpacked_by, walk
-from .sample import Sample
+from .sample import IMAGE_SUFFIX, Sample
+from .sources import beside
 from .sources.scan import read_header
 from .validate import validate
 
@@ -67,8 +68,10 @@ def draft(folder: Path, name: str = "", most: int = 200) -> str:
 
     SourceError if there is no image.
     """
-    found, closed = walk(folder)
+    everything, closed = walk(folder)
     root = files.home(folder)
+    sides = beside.of_images(lambda name: bool(IMAGE_SUFFIX.search(name)), (f.name for f in everything))
+    found = [file for file in everything if file.name not in sides]
     groups = Groups(found, root, max(most, FIRST))
     images = [g for g in groups.all if g.image and not g.is_mask] or [g for g in groups.all if g.image]
     if not images:
@@ -79,7 +82,8 @@ def draft(folder: Path, name: str = "", most: int = 200) -> str:
     index = index_of(groups, images, found, contents)
     said, read = entries(contents, index)
     said += class_folders(images)
-    seen, unread = headers(root, images, most)
+    side_cars = beside.SideCars(root, beside.by_name({f.name: f for f in everything if f.name in sides}), Counter())
+    seen, unread = headers(root, images, most, side_cars)
     slug = name or re.sub(r"[^a-z0-9]+", "_", folder.resolve().name.lower()).strip("_")[:24].rstrip("_") or "mine"
     parts = (
         about(slug),
@@ -219,7 +223,9 @@ def class_folders(images: list[Group]) -> list[Entry]:
     return [Entry({"kind": "class_folders"}, "remove if the folders are no classes; level: 2 for the folder above")]
 
 
-def headers(root: Path, images: list[Group], most: int) -> tuple[list[Sample], Counter[str]]:
+def headers(
+    root: Path, images: list[Group], most: int, side_cars: beside.SideCars
+) -> tuple[list[Sample], Counter[str]]:
     """Images of all groups with their header facts, and how many could not be read, by reason."""
     seen, unread = [], Counter[str]()
     with tempfile.TemporaryDirectory() as name, image.quiet():
@@ -227,6 +233,7 @@ def headers(root: Path, images: list[Group], most: int) -> tuple[list[Sample], C
             sample = Sample(**{**asdict(file), "path": files.utf8(file.path)})
             try:
                 header, where = read_header(root, sample, Path(name), ())
+                where, _ = side_cars(file.name, header, where)
                 seen.append(replace(sample, **header._asdict(), **where))
             except Exception as exc:  # whatever a reader raises on a broken file
                 files.check_machine(exc, root, sample)

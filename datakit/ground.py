@@ -2,6 +2,9 @@
 
 Images are compared by mapping points, never by how their CRS is written. Those far apart are told apart by the balls
 around them: as points of the unit sphere, footprints have neither a date line nor poles.
+
+Tiles of reduced images (`slice.gsd_m`) are compared as what they were made of, in px of the source: their own are means
+over areas, and two grids of means agree nowhere.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from scipy.spatial import cKDTree
 
 from . import place
 from .footprints import on_sphere
+from .image import WHOLE_PX
 from .measure import Mask
 
-NEEDS = ("source", "name", "width", "height", "window", "crs", "transform", "footprint", "scale")  # columns of tiles
+PLACE = ("crs", "transform", "footprint", "scale")
+NEEDS = ("source", "name", "image_width", "image_height", "window", *PLACE)  # columns of tiles
 ALIGNED_PX = 0.1  # grids may be shifted by whole pixels within this; nearest-neighbour products are 0.5 px off
 TOUCH_PX = 0.5  # images that share less of a pixel do not overlap, or less than half of one whose pixels are finer
+SAME_SCALE = 0.01  # tiles of images that were reduced by more or by less show other detail
 MARGIN = 1.1  # edges are straight in a projection, not on the sphere: they bow out of the ball around the corners
 FAR = 0.5  # a ball of a larger radius (29 degrees) is taken for the whole sphere: corners say little about such images
 AT_ONCE = 1 << 20  # pairs of images, or of tiles, that are looked at together
@@ -39,27 +45,29 @@ class Tiles:
     row: Ints
     image: Ints  # numbers of images in order of (source, name)
     crs: list[str]
-    transform: Floats  # (n, 6)
-    window: Ints  # (n, 4): left, top, width, height
+    transform: Floats  # (n, 6), of px of the source
+    window: Ints  # (n, 4): left, top, width, height, in px of the source
     footprint: Floats  # (n, 4, 2): lon, lat of the corners
+    scale: Floats
 
     @classmethod
     def of(cls, table: pa.Table) -> Tiles:
         """The tiles of a table with a CRS, a transform and a footprint; GCPs alone are too vague to tell pixels."""
         has = _long(table["transform"], 6) & _long(table["footprint"], 8) & (table["crs"].to_numpy() != "")
-        has &= table["scale"].to_numpy() == 1  # px of a reduced tile are means: two grids of them agree nowhere
         rows = np.flatnonzero(has)
         placed = table.select(NEEDS).take(pa.array(rows)).combine_chunks()
         transform, footprint = _lists(placed["transform"], 6), _lists(placed["footprint"], 8)
         a, b, _, d, e, _ = transform.T
         sound = np.isfinite(transform).all(axis=1) & np.isfinite(footprint).all(axis=1) & (a * e - b * d != 0)
         window = np.zeros((len(rows), 4), np.int64)
-        window[:, 2], window[:, 3] = placed["width"].to_numpy(), placed["height"].to_numpy()
+        window[:, 2], window[:, 3] = placed["image_width"].to_numpy(), placed["image_height"].to_numpy()
         cut = _long(placed["window"], 4)
         window[cut] = _lists(placed["window"].filter(pa.array(cut)), 4)
+        sound &= window[:, 2] * window[:, 3] <= WHOLE_PX  # of which a reduced tile is made: both of a pair are held
+        scale = placed["scale"].to_numpy()
         crs = placed["crs"].filter(pa.array(sound)).to_pylist()
-        corners = footprint.reshape(-1, 4, 2)
-        return cls(rows[sound], _images(placed)[sound], crs, transform[sound], window[sound], corners[sound])
+        fine, corners = of_source_px(transform, window, scale), footprint.reshape(-1, 4, 2)
+        return cls(rows[sound], _images(placed)[sound], crs, fine[sound], window[sound], corners[sound], scale[sound])
 
     def by_image(self) -> tuple[Ints, Ints]:
         """Tiles sorted by image and window, top to bottom; where each image begins, and where the last one ends."""
@@ -67,6 +75,14 @@ class Tiles:
         order = np.lexsort((width, height, left, top, self.image))
         begins = np.flatnonzero(np.diff(self.image[order], prepend=-1))
         return order, np.append(begins, len(order))
+
+
+def of_source_px(transform: Floats, window: Ints, scale: Floats) -> Floats:
+    """Transforms of tiles, (n, 6), from their own px to px of the source; those at scale 1 stay as they are."""
+    a, b, c, d, e, f = transform.T
+    left, top = (window[:, :2] - np.floor(window[:, :2] / scale[:, None] + 0.5) * scale[:, None]).T  # exactly less
+    a, b, d, e = a / scale, b / scale, d / scale, e / scale
+    return np.stack([a, b, c + a * left + b * top, d, e, f + d * left + e * top], axis=1)
 
 
 def _long(column: pa.ChunkedArray, length: int) -> Mask:
@@ -134,6 +150,7 @@ class Images:
     box: Ints  # (n, 4): left, top, right, bottom of all tiles, px
     centre: Floats  # (n, 3): of a ball that holds the footprints, on the unit sphere
     radius: Floats
+    scale: Floats
 
     @classmethod
     def of(cls, tiles: Tiles, order: Ints, begins: Ints) -> Images:
@@ -141,7 +158,7 @@ class Images:
         start = begins[:-1]
         if not len(start):
             none = np.zeros((0, 6))
-            return cls(np.zeros(0, object), none, np.zeros((0, 4), np.int64), none[:, :3], none[:, 0])
+            return cls(np.zeros(0, object), none, np.zeros((0, 4), np.int64), none[:, :3], none[:, 0], none[:, 0])
         first, window = order[start], tiles.window[order]
         a, b, c, d, e, f = tiles.transform[first].T
         left, top = tiles.window[first, :2].T
@@ -156,7 +173,7 @@ class Images:
         radius = np.maximum.reduceat(apart, start) * MARGIN + 1e-9
         radius[radius > FAR] = 2.0
         crs = np.array([tiles.crs[n] for n in first], dtype=object)
-        return cls(crs, transform, np.concatenate([low, high], axis=1), centre, radius)
+        return cls(crs, transform, np.concatenate([low, high], axis=1), centre, radius, tiles.scale[first])
 
 
 def neighbours(centre: Floats, radius: Floats) -> Iterator[Ints]:
@@ -180,7 +197,7 @@ def neighbours(centre: Floats, radius: Floats) -> Iterator[Ints]:
 
 
 def aligned(images: Images, pairs: Ints) -> tuple[Ints, Ints, int]:
-    """Pairs of images whose pixels coincide, (n, 2); their shifts, (n, 2); and how many others overlap.
+    """Pairs of images whose pixels coincide, and whose scales do, (n, 2); their shifts; and how many others overlap.
 
     Corners and centre of the smaller one are mapped to pixels of the other: all must be off by the same whole pixels.
     """
@@ -193,6 +210,7 @@ def aligned(images: Images, pairs: Ints) -> tuple[Ints, Ints, int]:
     off = there - here
     shift = np.round(off[:, 4])
     fits = (np.abs(off - shift[:, None]) <= ALIGNED_PX).all(axis=(1, 2))  # no NaN fits
+    fits &= np.abs(images.scale[i] / images.scale[j] - 1) <= SAME_SCALE
     begin, end = np.fmin.reduce(there, axis=1), np.fmax.reduce(there, axis=1)
     common = np.fmin(end, images.box[large, 2:]) - np.fmax(begin, images.box[large, :2])
     meet = (common > np.minimum(TOUCH_PX, (end - begin) / 2)).all(axis=1)

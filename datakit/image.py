@@ -34,7 +34,7 @@ WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel 
 COLOURS, GRAY = ("red", "green", "blue"), ("gray",)
 GDAL = {
     "GDAL_CACHEMAX": 64,  # MB
-    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # folders of a million files
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # an image is read alike in a folder and in an archive: see `beside`
     "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",  # progressive JPEGs are held whole; `max_pixels` bounds them
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # its short cut for 8 bits takes what a cut file lacks for pixels (GDAL 3.9+)
 }
@@ -197,6 +197,23 @@ def tiff_orientation(stream: BinaryIO) -> int:
             return _turn_of(image.getexif())
     except (OSError, SyntaxError, ValueError):  # many bands, or a kind of TIFF that Pillow does not know
         return 1
+
+
+def told_orientation(data: bytes) -> int | None:
+    """The orientation, 1 to 8, that an image's file tells anywhere in it; None where it tells none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[*FORMATS, "TIFF"]) as image:
+            exif = image.getexif()
+            return _turn_of(exif) if 0x0112 in exif else None
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(h, w, …) as stored -> as shown, by EXIF orientation 1 to 8."""
+    shown = stored.swapaxes(0, 1) if orientation in SWAPS_SIDES else stored
+    shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
+    return shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
 
 
 def decode(data: bytes) -> Pixels:

@@ -73,7 +73,7 @@ class GeoJson(Spec):
 
 
 class MaskRaster(Spec):
-    """One raster an image, of the image's size, whose levels (or colours) are classes; it becomes `seg.png`."""
+    """One raster an image, of its size as stored or as shown, whose levels (or colours) are classes: `seg.png`."""
 
     kind: Literal["mask"] = "mask"
     path: str

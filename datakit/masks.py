@@ -1,5 +1,9 @@
 """Rasters of classes, cut as their images are: one level a class, 255 where nothing is labelled.
 
+A mask is of its image as stored, or as shown, which is turned by its EXIF orientation. Its size tells, where the two
+differ. Where they do not (a half turn, a mirror, a square), an orientation that the mask's own file tells is what it is
+turned by; one that tells none is turned as its image is.
+
 GDAL reads them all: it gives the numbers that a file stores, palette indices and levels of 1 to 4 bits too, where
 Pillow gives colours or spreads them over 0 to 255.
 """
@@ -20,7 +24,7 @@ from rasterio.windows import Window as RasterWindow
 
 from . import files, image
 from .files import File
-from .image import WHOLE_PX
+from .image import SWAPS_SIDES, WHOLE_PX
 from .manifest import MaskSource
 from .sample import Sample
 from .scales import in_reduced, nearest
@@ -91,8 +95,6 @@ class Masks:
         return picked
 
     def _opened(self, root: Path, file: File, source: MaskSource) -> Callable[[RasterWindow], Classes]:
-        if self.image.orientation != 1:
-            raise LabelUnreadable(f"{file.name}: the image is shown turned, and nothing tells whether its mask is")
         head = files.head(root, file, 4)
         driver = BEGINNINGS.get(head) or SHORT_BEGINNINGS.get(head[:2])  # GDAL may open only what it begins as
         if driver is None:
@@ -100,9 +102,7 @@ class Masks:
         name = self._lasting.enter_context(files.local(root, file, self.scratch))
         raster = self._lasting.enter_context(rasterio.open(name, driver=driver))
         width, height = raster.width, raster.height
-        if (width, height) != self.size:
-            said = f"{width} x {height} px, where the image has {self.size[0]} x {self.size[1]}"
-            raise LabelUnreadable(f"{file.name}: {said}")
+        orientation = self._orientation(root, file, (width, height))
         decoder = Decoder(raster, file.name, source)
 
         def read(window: RasterWindow) -> Classes:
@@ -110,13 +110,28 @@ class Masks:
 
         block = raster.block_shapes[0]
         if width * height > WHOLE_PX:
+            if orientation != 1:
+                raise LabelUnreadable(f"{file.name}: over {WHOLE_PX} px, and turned by its orientation")
             if raster.driver == "GTiff" and block[0] * block[1] <= BLOCK_PX:
                 return read
             raise LabelUnreadable(f"{file.name}: over {WHOLE_PX} px in a format without blocks")
         step = max(BAND_PX // width // block[0], 1) * block[0]
         bands = [read(RasterWindow(0, top, width, min(step, height - top))) for top in range(0, height, step)]
-        whole = np.concatenate(bands)
+        whole = image.turned(np.concatenate(bands), orientation)
         return lambda window: whole[window.toslices()]
+
+    def _orientation(self, root: Path, file: File, size: tuple[int, int]) -> int:
+        """The EXIF orientation that turns the mask to its image as shown. LabelUnreadable if it has another size."""
+        turn = self.image.orientation
+        stored = self.size[::-1] if turn in SWAPS_SIDES else self.size
+        if size == self.size != stored or turn == 1:
+            turn = 1
+        elif size == self.size:
+            turn = image.told_orientation(files.read(root, file)) or turn
+        if (size[::-1] if turn in SWAPS_SIDES else size) == self.size:
+            return turn
+        said = f"{size[0]} x {size[1]} px, where the image has {self.size[0]} x {self.size[1]}"
+        raise LabelUnreadable(f"{file.name}: {said}")
 
 
 class Decoder:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
 from . import files
-from .image import COLOURS, FORMATS, GRAY, SWAPS_SIDES, WHOLE_PX, Narrow, orientation_behind
+from .image import COLOURS, FORMATS, GRAY, WHOLE_PX, Narrow, orientation_behind, turned
 from .measure import Collar, Mask, Pixels
 from .narrow import Limits
 from .piece import Piece as Piece
@@ -196,13 +196,6 @@ def shows_alike(image: Image.Image, sample: Sample) -> bool:
     return sample.format == "JPEG" and sample.orientation == 1 and (ycbcr or image.mode == "L")
 
 
-def turned(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(h, w, …) as stored -> as shown, by EXIF orientation 1 to 8."""
-    shown = stored.swapaxes(0, 1) if orientation in SWAPS_SIDES else stored
-    shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
-    return shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
-
-
 class TooLarge(Exception):
     """An image that cannot be read within the memory of a worker: dropped as `larger_than`."""
 
@@ -250,6 +243,7 @@ class Picker:
         else:
             raise NotShown("bands")
         narrow = narrow if sample.dtype != "uint8" else None  # 8 bits are levels to show already
+        nodata = sample.nodata if sample.format == "GTiff" else raster.nodata  # an .aux.xml may tell it: see `beside`
         flags = [f.name for f in raster.mask_flag_enums[indexes[0] - 1]]
         table = None
         if "palette" in interpretation:
@@ -259,7 +253,7 @@ class Picker:
         if levels and raster.dtypes[0] not in ("uint8", "uint16"):
             raise NotShown("dtype", f"levels of {raster.dtypes[0]}: tiles keep those of uint8 and uint16")
         keeps = places if levels and table is None else []
-        return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, raster.nodata, table, keeps)
+        return cls(indexes, narrow, alpha, "per_dataset" in flags and not alpha, nodata, table, keeps)
 
     def steps(self, raster: Any) -> Iterator[RasterWindow]:
         """Rows of a raster, some whole blocks at a time, top to bottom."""

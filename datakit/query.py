@@ -17,7 +17,7 @@ from .image import Narrow
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
 from .sample import Window, make_key
-from .signing import Signed, any_images, file_at, sign
+from .signing import Signed, any_images, files_at, sign
 from .stages.dedup import Dedup
 from .stages.shards import Rows
 from .stages.slice import Grid, Slice
@@ -47,7 +47,8 @@ class Query:
         narrow = plain["cut"].get("narrow")
         self.narrow = validate(Narrow, narrow, "manifest.json: cut.narrow") if narrow else None
         grid = plain["slice"].get("grid") or {"size_px": 512}
-        self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"))
+        gsd_m = plain["slice"].get("gsd_m")
+        self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"), gsd_m=gsd_m)
         self.sources = {source["name"]: source["collection"] for source in recipe["sources"]}
         self.path = (Path(out) if Path(out).is_dir() else Path(out).parent) / "samples.parquet"
         try:
@@ -94,15 +95,16 @@ class Query:
     def sign(self, path: Path, window: Window | None = None, source: str = "") -> Signed:
         """How an image looks, or a window of it; SourceError where it cannot be read.
 
+        Where the build reduces images to a ground sampling distance, this one is reduced as it would be there: if its
+        own is told by its place, or is that of its `source`; an image of an unknown one stays as it is.
         source: of the build, whose bands the image has; plain pictures need none.
         """
         if source and source not in self.sources:
             raise SourceError(f"{source}: no source of this build; there are {', '.join(self.sources)}")
         about = validate(Collection, self.sources[source], "manifest.json: sources") if source else None
         any_name = about and about.model_copy(update={"layout": Layout(images=("**",))})
-        signed = sign(
-            any_images("query", any_name), path.parent, [file_at(path)], window or self.slice, self.narrow, Engine(0)
-        )
+        images = any_images("query", any_name)
+        signed = sign(images, path.parent, files_at(path), self.slice, self.narrow, Engine(0), window)
         if not signed.records.num_rows:
             why = "; ".join(reason for _, reason in signed.unsigned) or "not an image by its name"
             raise SourceError(f"{path}: {why}. Give an image or another window; of other bands, --source too")

@@ -67,7 +67,7 @@ class Sample:
     gcps: str = _column(pa.string(), "")  # JSON [[col, row, x, y, z], …], in px of this record
     footprint: tuple[float, ...] = _column(_FLOATS, ())  # lon, lat of the 4 corners, or empty
     gsd_m: float | None = _column(pa.float64(), None)  # ground sampling distance of a pixel
-    gsd_from: str = _column(pa.string(), "")  # "transform", "labels", "manifest"; "" = unknown
+    gsd_from: str = _column(pa.string(), "")  # "transform", "side_car", "labels", "manifest"; "" = unknown
     gsd_range_m: tuple[float, ...] = _column(_FLOATS, ())  # finest and coarsest, where the manifest gives no more
     scale: float = _column(pa.float64(), 1.0)  # px of the source that a px of this record spans, in either direction
     acquired: str = _column(pa.string(), "")  # ISO 8601

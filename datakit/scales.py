@@ -41,6 +41,15 @@ def in_source(window: Window, scale: float, width: int, height: int) -> Window:
     return Window(left, top, right - left, bottom - top)
 
 
+def of_source(window: Window, scale: float, width: int, height: int) -> Window:
+    """A window in px of the source, (width, height), in px of the reduced image: what undoes `in_source`."""
+    most = reduced_size(width, height, scale)
+    left, top = (min(math.floor(v / scale + 0.5), side - 1) for v, side in zip(window[:2], most, strict=True))
+    ends = (math.floor(v / scale + 0.5) for v in (window.left + window.width, window.top + window.height))
+    right, bottom = (min(end, side) for end, side in zip(ends, most, strict=True))
+    return Window(left, top, max(right - left, 1), max(bottom - top, 1))
+
+
 def in_reduced(sample: Sample) -> Window:
     """Where a record lies in its image at its scale."""
     left, top = (sample.window.left, sample.window.top) if sample.window else (0, 0)

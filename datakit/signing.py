@@ -25,11 +25,13 @@ from .manifest import Collection, Layout
 from .recipe import Recipe
 from .run import kept_rows
 from .sample import Part, Sample, Window, from_table, to_table
+from .scales import of_source
+from .sources import beside
 from .sources.folder import files
-from .sources.scan import LABEL_SCHEMA, Scan, Source, listing
+from .sources.scan import Scan, Source, file_table, listing
 from .stages.cut import Sign
 from .stages.protect import ENTRY, HeldOut
-from .stages.slice import Grid, Slice, cut_out
+from .stages.slice import Grid, Slice, cut_out, reduced
 
 CHUNK = 64  # images a task
 ANY_IMAGE = tuple(
@@ -46,8 +48,10 @@ class Job:
     records: list[Sample]
     source: Source
     root: Path
-    slice: Slice | Window
+    slice: Slice
+    window: Window | None  # that one of each image, not those of `slice`
     narrow: Narrow | None
+    side_cars: list[File]
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,28 @@ def any_images(name: str, about: Collection | None = None) -> Source:
 
 
 def sign(
-    source: Source, root: Path, found: list[File], slice: Slice | Window, narrow: Narrow | None, engine: Engine
+    source: Source,
+    root: Path,
+    found: list[File],
+    slice: Slice,
+    narrow: Narrow | None,
+    engine: Engine,
+    window: Window | None = None,
 ) -> Signed:
-    """Sign the images among files, whole and in windows of `slice`, or one window of each; what cannot be is named."""
+    """Sign the images among files, whole and in windows of `slice`, or one window of each; what cannot be is named.
+
+    At the ground sampling distance of `slice`, as a build does: those of an unknown one at their own.
+    """
+    sides = beside.by_name({file.name: file for file in found})
     records = list(listing(source, found))
     unsigned = [(r.name, r.dropped) for r in records if r.dropped and r.dropped != "unmatched"]
     images = iter(r for r in records if not r.dropped)
     numbers = count()
     chunks = iter(lambda: list(islice(images, CHUNK)), [])
-    jobs = (Job(next(numbers), chunk, source, home(root), slice, narrow) for chunk in chunks)
+    jobs = (
+        Job(next(numbers), some, source, home(root), slice, window, narrow, beside.those_of(some, sides))
+        for some in chunks
+    )
     done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
     tables = [signed.records for _, signed in done] or [to_table([])]
     footprints = {name: place for _, signed in done for name, place in signed.footprints.items()}
@@ -98,11 +115,11 @@ def sign_some(job: Job) -> tuple[int, Signed]:
         aside = work / "aside"
         (work / "labels").mkdir()
         aside.mkdir()
-        pq.write_table(LABEL_SCHEMA.empty_table(), work / "labels" / "none.parquet")
+        pq.write_table(file_table(job.side_cars), work / "labels" / "beside.parquet")
         part = Part(work / "part-0.parquet", aside, work, {job.source.name: job.root})
         table = to_table(job.records)
-        way = job.slice if isinstance(job.slice, Slice) else partial(one_window, job.slice)
-        stages: list[Any] = [Scan(source=job.source, labels="none"), way, Sign(narrow=job.narrow)]
+        way = partial(one_window, job.slice, job.window) if job.window else job.slice
+        stages: list[Any] = [Scan(source=job.source, labels="beside"), way, Sign(narrow=job.narrow)]
         unsigned: list[tuple[str, str]] = []
         places: dict[str, tuple[float, ...]] = {}
         for stage in stages:
@@ -115,21 +132,41 @@ def sign_some(job: Job) -> tuple[int, Signed]:
         return job.number, Signed(kept_rows(table), unsigned, places)
 
 
-def one_window(window: Window, records: pa.Table, part: Part) -> pa.Table:
-    """That window of each image; images that it does not fit into are dropped."""
-    cut = []
-    for sample in from_table(records):
-        fits = window.left + window.width <= sample.width and window.top + window.height <= sample.height
-        cut.append(cut_out(sample, window, [], ()) if fits else sample.drop("window lies outside of the image"))
-    return to_table(cut)
+def one_window(slice: Slice, window: Window, records: pa.Table, part: Part) -> pa.Table:
+    """That window of each image, in px of the source; images that it does not fit into are dropped."""
+    return to_table(windowed(slice, window, sample) for sample in from_table(records))
 
 
-def file_at(path: Path) -> File:
-    """A plain file as `sign` takes it, relative to its folder."""
-    found = [file for file in files(path.parent, lambda name: name != path.name) if file.name == path.name]
-    if not found:
+def windowed(slice: Slice, window: Window, sample: Sample) -> Sample:
+    """A window of an image at the scale that `slice` gives it."""
+    if window.left + window.width > sample.width or window.top + window.height > sample.height:
+        return sample.drop("window lies outside of the image")
+    try:
+        scale = slice.scale(sample)
+    except ValueError as exc:
+        return sample.drop("larger_than", str(exc))
+    exact = of_source(window, scale, sample.width, sample.height)
+    return cut_out(reduced(sample, scale), window, [], (), exact)
+
+
+def files_at(path: Path) -> list[File]:
+    """A plain file as `sign` takes it, relative to its folder, with its side-cars."""
+    names = beside.names_of(path.name)
+    mine = {names.aux, *names.worlds, names.prj}
+    found = list(files(path.parent, lambda name: name != path.name and beside.spelled(name) not in mine))
+    if path.name not in {file.name for file in found}:
         raise SourceError(f"{path}: no such image. Give a file of a folder, not one within an archive")
-    return found[0]
+    return found
+
+
+def of_split(about: Collection, split: str, found: list[File]) -> list[File]:
+    """The files among `found` that are no images of other splits; SourceError if no name tells that split."""
+    if split not in about.splits or not about.splits[split].images:
+        known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
+        raise SourceError(
+            f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
+        )
+    return [file for file in found if about.layout.kind(file.name) != "image" or about.split_of(file.name) == split]
 
 
 def held_out(
@@ -149,14 +186,10 @@ def held_out(
     source = any_images("heldout", about)
     found = find_files(source, folder)
     if about and split:
-        if split not in about.splits or not about.splits[split].images:
-            known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
-            raise SourceError(
-                f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
-            )
-        found = [file for file in found if about.split_of(file.name) == split]
+        found = of_split(about, split, found)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
-    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), recipe.cut.narrow, engine)
+    gsd_m = recipe.slice.gsd_m if recipe.slice else None
+    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512), gsd_m=gsd_m), recipe.cut.narrow, engine)
     if not signed.records.num_rows:
         raise SourceError(f"{folder}: no image could be signed ({why_not(signed)})")
     whole = entries_of(signed, SCENE)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rasterio.crs import CRS
 from test_layouts import CONTENT, draw, scanned
 from worlds import geotiff
 
@@ -386,3 +387,15 @@ def test_patterns_of_folders() -> None:
         "": "", "set": "set", "x": "x", "set/train": "set/train", "set/train/notes": "set/train/notes",
         "set/train/a": "set/train/*", "set/train/b": "set/train/*", "set/train/c": "set/train/*",
     }  # fmt: skip
+
+
+def test_side_cars_are_no_strangers_and_tell_metres(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        Image.new("RGB", (60, 40), (9, n, 9)).save(tmp_path / "c" / f"{n}.png")
+        (tmp_path / "c" / f"{n}.pgw").write_text("0.5\n0\n0\n-0.5\n500000\n5400000\n")
+        (tmp_path / "c" / f"{n}.prj").write_text(CRS.from_epsg(32632).to_wkt())
+    text = draft(tmp_path / "c")
+    assert ".pgw" not in text
+    assert ".prj" not in text
+    assert "gsd_m: [0.5, 0.5] # of the 3 that lie on the map" in text

@@ -37,7 +37,9 @@ def image(name: str, left: float, top: float, width: int, height: int, crs: str 
 
 
 def placed(sample: Sample) -> Sample:
-    return replace(sample, footprint=place.footprints(sample, [Window(0, 0, sample.width, sample.height)])[0])
+    whole = Window(0, 0, sample.width, sample.height)
+    sides = {"image_width": sample.width, "image_height": sample.height} if sample.window is None else {}
+    return replace(sample, footprint=place.footprints(sample, [whole])[0], **sides)
 
 
 def cut(samples: list[Sample], size_px: int) -> list[Sample]:
@@ -224,6 +226,43 @@ def test_a_coarse_image_below_a_fine_one_is_counted() -> None:
     fine, coarse = image("a", 10, 10, 20, 20), image("b", 0, 0, 50, 50)
     coarse = placed(replace(coarse, transform=(100.0, 0.0, 500_000.0, 0.0, -100.0, 5_400_000.0)))
     assert ground.overlaps(to_table([fine, coarse]))[1] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1.01, 1.3, 2.0, 7.77]))
+def test_reduced_tiles_are_where_they_were_made(seed: int, gsd_m: float) -> None:
+    """Transforms lead back to px of the source, whatever the scale; pairs are those of the windows themselves."""
+    rng = np.random.default_rng(seed)
+    samples = [image(f"{n}", *rng.integers(0, 90, 2).tolist(), *rng.integers(30, 150, 2).tolist()) for n in range(3)]
+    samples = [replace(sample, gsd_m=1.0) for sample in samples]
+    stage = Slice.model_validate({"grid": {"size_px": 16}, "gsd_m": gsd_m})
+    tiles = [tile for sample in samples for tile in stage.tiles(sample)]
+    assert {tile.scale for tile in tiles} == {gsd_m if gsd_m > 1.01 else 1.0}
+    found, not_aligned = ground.overlaps(to_table(tiles))
+    assert not_aligned == 0
+    expected = set()
+    for (i, one), (j, other) in combinations(enumerate(tiles), 2):
+        a, b = (in_metres(samples[int(tile.name)], tile) for tile in (one, other))
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        if one.name != other.name and width > 0 and height > 0:
+            expected.add((i, j, width, height))
+    assert set(zip(found.first.tolist(), found.second.tolist(), *found.size.T.tolist(), strict=True)) == expected
+
+
+def in_metres(sample: Sample, tile: Sample) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the source px that a tile of an image of 1 m was made of."""
+    window = tile.window or Window(0, 0, sample.width, sample.height)
+    left, top, _, _ = on_the_ground(sample)
+    return left + window.left, top + window.top, left + window.left + window.width, top + window.top + window.height
+
+
+def test_tiles_reduced_by_more_or_by_less_are_no_pair() -> None:
+    fine, coarse = (replace(image(name, 0, 0, 64, 64), gsd_m=gsd) for name, gsd in (("a", 1.0), ("b", 0.5)))
+    stage = Slice.model_validate({"grid": {"size_px": 16}, "gsd_m": 2.0})
+    tiles = [tile for sample in (fine, coarse) for tile in stage.tiles(sample)]
+    assert {tile.scale for tile in tiles} == {2.0, 4.0}
+    found, not_aligned = ground.overlaps(to_table(tiles))
+    assert (len(found), not_aligned) == (0, 1)
 
 
 def test_points_of_one_crs_in_another() -> None:

@@ -740,3 +740,24 @@ def test_real_boxes_of_tiles_without_overlap_are_as_many_as_a_plain_count(size):
     windows = [Window(x, y, size, size) for y in range(0, image.height, size) for x in range(0, image.width, size)]
     shares = sum(box.iof for inside in by_window(boxes, windows) for box in inside)
     assert shares == pytest.approx(sum(box.iof for box in boxes), abs=1.0)
+
+
+def test_boxes_in_px_are_of_the_picture_as_shown(tmp_path):
+    """Of whichever orientation the file tells; the share of a box within the picture is of that one."""
+    root, work = tmp_path / "root", tmp_path / "work"
+    (root / "images").mkdir(parents=True)
+    layout = {"images": ["images/*"], "label_files": ["all.json"], "labels": [
+        {"kind": "coco", "path": "all.json", "images": "images"}]}  # fmt: skip
+    names = [f"{n}.jpg" for n in range(1, 9)]
+    for n, name in enumerate(names, 1):
+        exif = Image.Exif()
+        exif[0x0112] = n
+        Image.new("RGB", (60, 40), (9, 99, 40)).save(root / "images" / name, exif=exif)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    notes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [35, 5, 20, 10]} for n in range(8)]
+    plain = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "c"}]}
+    (root / "all.json").write_text(json.dumps(plain))
+    found = scanned(root, work, layout)
+    for n, name in enumerate(names, 1):
+        (box,) = loads(found[f"images/{name}"].boxes)
+        assert (box.points, box.iof) == (rectangle(35, 5, 55, 15), 0.25 if n > 4 else 1.0)  # 40 or 60 px wide

@@ -281,3 +281,23 @@ def test_every_kind_of_labels(kind: str, tmp_path: Path) -> None:
         assert all(says(record, labels, tmp_path / "tree") for labels in labelled[record.name])
         assert bool(labelled[record.name]) == (kind != "class_folders")
         assert (record.label == "a") == (kind == "class_folders")
+
+
+def test_outlines_of_spacenet_v1_go_with_its_images(tmp_path: Path) -> None:
+    """Under the names that it has; those of the test split have none."""
+    about = Collection.load(FOLDER / "spacenet_v1.yaml")
+    chips = [f"SN1_buildings/train/3band/3band_AOI_1_RIO_img{n}.tif" for n in range(1, IMAGES + 1)]
+    hidden = "SN1_buildings/test/3band/3band_AOI_1_RIO_img1.tif"
+    for n, name in enumerate([*chips, hidden]):
+        draw(about, tmp_path / "tree" / name, n)
+    folder = tmp_path / "tree/SN1_buildings/train/geojson"
+    folder.mkdir()
+    (labels,) = about.layout.labels
+    assert isinstance(labels, GeoJson)
+    for n in range(1, IMAGES):  # the last chip has no file
+        plain = json.loads(geojson(labels, ["chip"] * n))
+        (folder / f"Geo_AOI_1_RIO_img{n}.geojson").write_text(json.dumps(plain))
+    records = {record.name: record for record in scanned(about, tmp_path / "tree", tmp_path / "work")}
+    found = {name: [box["category"] for box in json.loads(record.boxes)] for name, record in records.items()}
+    assert found == {chips[0]: ["building"], chips[1]: ["building"] * 2, chips[2]: [], hidden: []}
+    assert [records[name].split for name in (chips[0], hidden)] == ["train", "test"]

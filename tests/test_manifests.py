@@ -39,9 +39,11 @@ def examples(glob: str) -> Iterator[str]:
 
 
 def within(template: str, name: str) -> str:
-    """The path of a label file by its template: {dir}, {stem}, {name} of the image; {stem:-4}: less its last four."""
+    """The path of a label file by its template: {dir}, {stem}, {name} of the image; {stem:-4}: less its last four,
+    {stem:+4}: less its first four."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
     path = re.sub(r"\{stem:-(\d+)\}", lambda token: stem[: -int(token[1])], template)
+    path = re.sub(r"\{stem:\+(\d+)\}", lambda token: stem[int(token[1]) :], path)
     path = path.replace("{dir}", posixpath.dirname(name) or ".").replace("{stem}", stem)
     return posixpath.normpath(path.replace("{name}", posixpath.basename(name)))
 
@@ -144,7 +146,7 @@ def test_label_templates_lead_to_label_files(path: Path) -> None:
     for labels in layout.labels:
         if isinstance(labels, ClassFolders):
             continue
-        assert not re.search(r"[{}]", re.sub(r"\{(dir|name|stem|stem:-[1-9]\d*)\}", "", labels.path)), labels.path
+        assert not re.search(r"[{}]", re.sub(r"\{(dir|name|stem|stem:[+-][1-9]\d*)\}", "", labels.path)), labels.path
         assert any(layout.kind(within(labels.path, name)) == "label" for name in images), labels.path
 
 

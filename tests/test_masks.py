@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from worlds import digests, geotiff, recipe_of, scene, source_of, work_done
 
 import datakit
@@ -362,6 +362,82 @@ def test_large_masks_are_read_by_windows(tmp_path: Path, monkeypatch: pytest.Mon
     Image.fromarray(MASK).save(tmp_path / "mask.png")
     with pytest.raises(LabelUnreadable, match=r"mask.png: over 1000 px in a format without blocks"):
         whole(tmp_path / "mask.png", (90, 70))
+
+
+# pictures that are shown turned
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def upright(levels: Levels, orientation: int) -> Levels:
+    """What any viewer makes of a picture with that orientation, by Pillow."""
+    picture = Image.fromarray(levels)
+    picture.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def put_turned(data: Path, orientation: int, size: tuple[int, int], suffix: str) -> tuple[set[str], set[str]]:
+    """A picture with that orientation and its mask in several forms; names of them, and of those that are misread."""
+    levels = levels_of(orientation, *size)
+    swaps = orientation > 4 and size[0] != size[1]
+    cases = {
+        "stored": (levels, None),
+        "says_as_image": (levels, orientation),
+        "says_upright": (upright(levels, orientation), 1),
+        "says_other": (upright(upright(levels, orientation), 3), 3),
+        **({"shown": (upright(levels, orientation), None)} if swaps or orientation == 1 else {}),
+    }
+    for folder in ("images", "masks"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.repeat(levels[:, :, None] * 30, 3, axis=2)
+    named = {f"{case}{size[0]}": each for case, each in cases.items()}
+    for name, (mask, own) in named.items():
+        Image.fromarray(pixels).save(data / "images" / f"{name}.png", exif=exif_of(orientation))
+        options = {} if own is None else {"exif": exif_of(own)}
+        Image.fromarray(mask).save(data / "masks" / f"{name}.{suffix}", **options)
+    # of a picture that is not turned, and where sizes tell, no orientation of the mask's own is asked for
+    return set(named), {f"says_other{size[0]}"} if orientation == 1 or swaps else set()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_turn_as_their_pictures_are_shown(tmp_path: Path, orientation: int) -> None:
+    """The colour of each px of a picture tells its level: whatever turns the one must turn the other."""
+    names, wrong = set(), set()
+    for source, suffix in (("land", "png"), ("sea", "tif")):
+        for size in ((150, 100), (120, 120)):
+            put_names, misread = put_turned(tmp_path / source, orientation, size, suffix)
+            names |= {(source, name) for name in put_names}
+            wrong |= {(source, name) for name in misread}
+    recipe = recipe_for(masked("land", "png"), masked("sea", "tif"), slice={"grid": {"size_px": 64}}, dedup=None)
+    datakit.build(recipe, data=tmp_path, out=tmp_path / "out", workers=0)
+    seen = set()
+    for about, members in samples(tmp_path / "out"):
+        name = (about["source"], Path(about["name"]).stem)
+        seen.add(name)
+        alike = np.array_equal(shown(members["seg.png"]), image.decode(members["png"])[:, :, 0] // 30)
+        assert alike == (name not in wrong), (name, about["window"])
+    assert dropped(tmp_path / "out") == {}
+    assert seen == names
+
+
+def test_a_turned_mask_of_neither_size_drops_its_image(tmp_path: Path) -> None:
+    for name, orientation, own in (("short", 6, None), ("aside", 3, 6)):
+        put(tmp_path / "land", name, (150, 100))
+        levels = levels_of(1, 150, 100)
+        Image.fromarray(scene(3, 150, 100)).save(
+            tmp_path / "land/images" / f"{name}.png", exif=exif_of(orientation))  # fmt: skip
+        mask = Image.fromarray(levels[:90] if name == "short" else levels)
+        mask.save(tmp_path / "land/masks" / f"{name}.png", **({"exif": exif_of(own)} if own else {}))
+    put(tmp_path / "land", "good", (150, 100), levels_of(1, 150, 100))
+    datakit.build(recipe_for(masked("land")), data=tmp_path, out=tmp_path / "out", workers=0)
+    assert dropped(tmp_path / "out") == {
+        "images/short.png": ("label_unreadable", "masks/short.png: 150 x 90 px, where the image has 100 x 150"),
+        "images/aside.png": ("label_unreadable", "masks/aside.png: 150 x 100 px, where the image has 150 x 100"),
+    }
 
 
 # masks that cannot be used

@@ -647,3 +647,21 @@ def test_a_list_names_no_folder_of_who_made_it(world: World) -> None:
     text = json.dumps(HeldOut.load(world.held).about) + json.dumps(HeldOut.load(world.held).entries["name"].to_pylist())
     assert str(world.data) not in text
     assert "my evaluation set" not in text
+
+
+def test_whole_images_are_signed_at_the_distance_of_the_recipe(tmp_path: Path) -> None:
+    """Those of random windows too, of which a list holds no tiles; split by name, side-cars stay with their images."""
+    put(tmp_path / "e" / "val" / "a.png", scene(90, 400, 300))
+    for name, text in (("a.pgw", "0.5\n0\n0\n-0.5\n500000\n5400000\n"), ("a.prj", "EPSG:32632")):
+        (tmp_path / "e" / "val" / name).write_text(text)
+    plain = {"layout": {"images": ["**/*.png"]}, "splits": {"val": {"images": ["val/*.png"]}}}
+    about = Collection.model_validate({**source_of("e")["collection"], **plain})
+    seen = {}
+    for name, way in (("grid", {"grid": {"size_px": 64}}), ("random", {"random": {"side_px": [64, 64], "crops": 2}})):
+        for gsd_m in (None, 1.0):
+            recipe = recipe_of("a", exclude={"rules": []}, slice={**way, "gsd_m": gsd_m})
+            held = sign(tmp_path / "e", tmp_path / "x.list", recipe, about=about, split="val")
+            whole = [row for row in held.entries.to_pylist() if row["window"] is None]
+            seen[name, gsd_m] = [(row["pixel_digest"], len(row["footprint"])) for row in whole]
+    assert seen["grid", 1.0] == seen["random", 1.0] != seen["grid", None] == seen["random", None]
+    assert {places for rows in seen.values() for _, places in rows} == {8}

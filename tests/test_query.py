@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from rasterio.crs import CRS
 from test_dedup import ALL, FLIPS, SLICE, put
 from worlds import geotiff, recipe_of, scene
 
@@ -21,6 +24,7 @@ from datakit.manifest import Manifest
 from datakit.measure import measure
 from datakit.query import Query, window_of
 from datakit.sample import Window, make_key
+from datakit.scales import in_source, of_source, reduced_size
 
 Out = pytest.CaptureFixture[str]
 SMALL, LARGE, TWIN = scene(200, 200, 160), scene(201, 600, 500), scene(202, 180, 180)
@@ -346,3 +350,63 @@ def test_mistakes_are_a_line(
 def test_no_build_is_a_line(tmp_path: Path, capsys: Out) -> None:
     assert main(["dedup", "query", str(tmp_path / "none"), str(tmp_path / "x.png")]) == 1
     assert "datakit: " in capsys.readouterr().err
+
+
+# builds that reduce images to a ground sampling distance
+
+WORLD = "0.5\n0\n0\n-0.5\n500000.25\n5399999.75\n"
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build at 1 m of images of 0.5 m by their place, of one by its source, and of one of an unknown distance."""
+    folder = tmp_path_factory.mktemp("coarse")
+    geotiff(folder / "air" / "placed.tif", scene(240, 420, 300))
+    put(folder / "air" / "beside.png", scene(241, 420, 300))
+    (folder / "air" / "beside.pgw").write_text(WORLD)
+    (folder / "air" / "beside.prj").write_text(CRS.from_epsg(32632).to_wkt())
+    put(folder / "air" / "unknown.png", scene(242, 420, 300))
+    put(folder / "told" / "a.png", scene(243, 420, 300))
+    plain = recipe_of("air", "told", exclude=ALL, slice={"grid": {"size_px": 64}, "gsd_m": 1.0}, dedup={})
+    told = plain.sources[1].collection.model_copy(update={"gsd_m": (0.5, 0.5)})
+    sources = (plain.sources[0], plain.sources[1].model_copy(update={"collection": told}))
+    datakit.build(plain.model_copy(update={"sources": sources}), data=folder, out=folder / "out", workers=0)
+    scales = {row["name"]: row["scale"] for row in pq.read_table(folder / "out" / "samples.parquet").to_pylist()}
+    near = pytest.approx(2, rel=1e-3)
+    assert scales == {"placed.tif": near, "beside.png": near, "unknown.png": 1.0, "a.png": 2.0}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["placed.tif", "beside.png", "unknown.png"])
+def test_an_image_is_reduced_as_the_build_reduces_it(coarse: Path, name: str) -> None:
+    query = Query(coarse / "out")
+    answers = asked(query, coarse / "air" / name, radius=0)
+    key = make_key("air", name)
+    assert [(a["key"], a["level"], a["equal"]) for a in answers] == [(key, "image", True)]
+    rows = pq.read_table(coarse / "out" / "samples.parquet").to_pylist()
+    for row in (row for row in rows if row["name"] == name):
+        answers = asked(query, coarse / "air" / name, Window(*row["window"]), 0)
+        assert (row["key"], "tile", True) in {(a.get("key"), a.get("level"), a.get("equal")) for a in answers}
+
+
+def test_an_image_without_its_place_is_as_it_is_stored(coarse: Path, tmp_path: Path) -> None:
+    """Nothing tells its metres then, as in a build; those of its source do."""
+    query = Query(coarse / "out")
+    lost = saved(tmp_path / "lost.png", scene(241, 420, 300))
+    assert not any(a.get("equal") for a in asked(query, lost))
+    assert not any(a.get("equal") for a in query.spell(coarse / "told" / "a.png"))
+    answers = query.spell(coarse / "told" / "a.png", source="told")
+    assert [(a["key"], a["level"], a["equal"]) for a in answers] == [(make_key("told", "a.png"), "image", True)]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(1.0, 40.0), st.data())
+def test_a_window_is_found_again_in_the_reduced_image(
+    width: int, height: int, scale: float, data: st.DataObject
+) -> None:
+    across, down = reduced_size(width, height, scale)
+    left, top = data.draw(st.integers(0, across - 1)), data.draw(st.integers(0, down - 1))
+    size = data.draw(st.integers(1, across - left)), data.draw(st.integers(1, down - top))
+    window = Window(left, top, *size)
+    there = in_source(window, scale, width, height)
+    if min(there.width, there.height) > 0:
+        assert of_source(there, scale, width, height) == window

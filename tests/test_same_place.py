@@ -57,7 +57,9 @@ class World:
         geotiff(path, pixels, **{"transform": place, **profile})
         return path
 
-    def tiles(self, *names: str, size_px: int = 64, first: Callable[[Sample], Any] | None = None) -> pa.Table:
+    def tiles(
+        self, *names: str, size_px: int = 64, first: Callable[[Sample], Any] | None = None, gsd_m: float | None = None
+    ) -> pa.Table:
         """Tiles of all sources, in order of `first`: of (source, name, window) if it is not given."""
         (self.work / "labels").mkdir(parents=True, exist_ok=True)
         tables = []
@@ -71,7 +73,8 @@ class World:
             aside.mkdir(parents=True, exist_ok=True)
             part = Part(self.work / f"{name}-0_0-0.parquet", aside, self.work, self.roots)
             table = to_table(listing(source, found))
-            stages = (Scan(source=source, labels="none"), Slice.model_validate({"grid": {"size_px": size_px}}))
+            way = Slice.model_validate({"grid": {"size_px": size_px}, "gsd_m": gsd_m})
+            stages = (Scan(source=source, labels="none"), way)
             for stage in (*stages, Cut(narrow=self.narrow)):
                 table = kept_rows(stage(table, part))
             tables.append(table)
@@ -485,14 +488,42 @@ def test_no_tiles_and_no_places(world: World) -> None:
     assert not (world.work / "same_place").exists()
 
 
+def test_reduced_tiles_are_compared_in_px_of_the_source(world: World) -> None:
+    """Their own px are means over other areas in each image: none of them is equal, and yet nothing is lost."""
+    ground = scene(8, 300, 300)
+    world.add("a/a.tif", ground)
+    world.add("b/b.tif", ground[31:131, 21:121], (21, 31))
+    later = ground[31:131, 21:121].copy()
+    later[50, 50] ^= 1
+    world.add("c/c.tif", later, (21, 31))
+    tiles = world.tiles(size_px=50, gsd_m=1.0)
+    assert set(tiles["width"].to_pylist()) == {50}
+    assert all(scale == pytest.approx(2, rel=1e-3) for scale in tiles["scale"].to_pylist())
+    found = goes(tiles, world.covered(tiles))
+    assert list(found) == ["b/b.tif"]
+    assert found["b/b.tif"] == ["a/a.tif 0,0", "a/a.tif 0,100", "a/a.tif 100,0", "a/a.tif 100,100"]
+    assert world.counts["pairs_compared"] == 9
+    plain = world.tiles(size_px=100)
+    assert goes(plain, world.covered(plain)) == found
+    assert world.counts["images_opened_same_place"] == 0  # verdicts are of px of the source: they serve both
+
+
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("random")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 2**32), st.sampled_from([1.0, 0.97, 0.8]), st.sampled_from([1.0, 0.9, 0.5]))
-def test_as_restated_pixel_by_pixel(scratch: Path, seed: int, agree_share: float, covered_share: float) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1.0, 0.97, 0.8]),
+    st.sampled_from([1.0, 0.9, 0.5]),
+    st.sampled_from([None, 0.7, 1.0]),
+)
+def test_as_restated_pixel_by_pixel(
+    scratch: Path, seed: int, agree_share: float, covered_share: float, gsd_m: float | None
+) -> None:
+    """Reduced tiles too: px of the source that they were made of are looked at."""
     rng = np.random.default_rng(seed)
     world = World(scratch / f"{seed}" / "data", scratch / f"{seed}" / "work")
     ground = rng.integers(1, 255, (40, 40, 3), np.uint8)
@@ -506,7 +537,8 @@ def test_as_restated_pixel_by_pixel(scratch: Path, seed: int, agree_share: float
         crs = LOCAL if rng.random() < 0.5 else CRS.from_epsg(32632)
         world.add(f"s{n % 2}/{n}.tif", pixels, (left, top), crs=crs, nodata=rng.choice([0, None]))
     rank = rng.permutation(500)
-    tiles = world.tiles(size_px=12, first=lambda s: rank[s.id % 500])
+    tiles = world.tiles(size_px=12, first=lambda s: rank[s.id % 500], gsd_m=gsd_m)
+    assert (max(tiles["scale"].to_pylist()) > 1) == (gsd_m is not None)
     found = world.covered(tiles, agree_share=agree_share, covered_share=covered_share)
     expected = restated(world, tiles, agree_share, covered_share)
     assert found.keys() == expected.keys()

@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
     """What is known of one image."""
 
     label: str = ""  # class of the whole image
-    boxes: Sequence[Box] = ()  # px from the top left, as the label file has them
+    boxes: Sequence[Box] = ()  # px from the top left of the picture as shown, as the label file has them
     gsd_m: float | None = None  # ground sampling distance of a pixel
     acquired: str = ""  # ISO 8601
     captions: tuple[str, ...] = ()

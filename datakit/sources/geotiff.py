@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 from ..image import COLOURS, GRAY, Header
 
@@ -71,13 +74,21 @@ def place(raster: Any) -> dict[str, Any]:
     transform = tuple(float(v) for v in raster.transform[:6])
     if points:
         gcps = json.dumps([[p.col, p.row, p.x, p.y, p.z or 0.0] for p in points])
-        return {"crs": _spell(points_crs), "transform": None, "gcps": gcps}
+        return {"crs": spelled(points_crs), "transform": None, "gcps": gcps}
     if transform == IDENTITY:
-        return {"crs": _spell(raster.crs), "transform": None}
-    return {"crs": _spell(raster.crs), "transform": transform}
+        return {"crs": spelled(raster.crs), "transform": None}
+    return {"crs": spelled(raster.crs), "transform": transform}
 
 
-def _spell(crs: Any) -> str:
+def crs_of(text: str) -> str:
+    """A CRS that WKT or a code gives, spelled as one of a file is. ValueError if PROJ does not know it."""
+    try:
+        return spelled(CRS.from_user_input(text))
+    except (CRSError, CPLE_BaseError) as exc:
+        raise ValueError(f"{text:.40}: {exc}") from None
+
+
+def spelled(crs: Any) -> str:
     """EPSG:n where the file says so, else WKT."""
     if not crs:
         return ""

@@ -1,4 +1,4 @@
-"""Records from a collection: its files sorted into images, labels and others, and what the images' headers say."""
+"""Records from a collection: its files sorted into images, what tells of images, and others; and what headers say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import SourceError
 from ..hand import holding
 from ..manifest import Collection
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
-from . import geotiff
+from . import beside, geotiff
 from .joined import Reader, joined, stem_of
 from .labels import LabelReader
 
@@ -60,15 +60,16 @@ class Source(Spec):
 
 
 def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set[str]] = NOWHERE) -> Iterator[Sample]:
-    """A record, not yet read, for each file that is no label; what the layout's globs do not match is dropped.
+    """A record, not yet read, for each file but labels and side-cars; what the layout's globs do not match is dropped.
 
     elsewhere: splits of the images that another source with the same images has, by stem; "" where no split is told.
     """
     layout = source.collection.layout
     seen: dict[str, files.File] = {}
+    sides = side_cars(source, found)
     for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
         kind = layout.kind(file.name)
-        if kind == "label":
+        if kind == "label" or file.name in sides:
             continue
         sample = located(source, file)
         if kind != "image":
@@ -113,7 +114,7 @@ def located(source: Source, file: files.File) -> Sample:
 
 
 class Labels(Spec):
-    """The label files of a source."""
+    """The label files of a source, and the side-cars of its images."""
 
     source: Source
     labels: str = Field(description="digest of the label files")
@@ -140,7 +141,7 @@ class Scan(Labels):
     also: sources that have the same images: what they say of them is joined.
     """
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     also: tuple[Labels, ...] = ()
 
     def digest(self, *more: str) -> str:
@@ -152,6 +153,7 @@ class Scan(Labels):
         readers: list[Reader] = [
             (one.source.name, one.source.collection, one.reader(part), one.names(part)) for one in (self, *self.also)
         ]
+        sides = beside.SideCars(root, side_index(part.work / "labels" / f"{self.labels}.parquet"), part.counts)
         out = []
         with image.quiet():
             for sample in from_table(records):
@@ -160,10 +162,10 @@ class Scan(Labels):
                 split = about.split_of(sample.name)
                 sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
                 with holding(sample):
-                    out.append(self._one(sample, root, part, readers))
+                    out.append(self._one(sample, root, part, readers, sides))
         return to_table(out)
 
-    def _one(self, sample: Sample, root: Path, part: Part, readers: list[Reader]) -> Sample:
+    def _one(self, sample: Sample, root: Path, part: Part, readers: list[Reader], sides: beside.SideCars) -> Sample:
         try:
             header, where = read_header(root, sample, part.aside, self.source.collection.bands)
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
@@ -171,6 +173,7 @@ class Scan(Labels):
             return sample.drop("unreadable", image.reason(exc, root, part.aside))
         if min(header.width, header.height) < 1:
             return sample.drop("unreadable", "no pixels")
+        where, is_beside = sides(sample.name, header, where)
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
         try:
             said, whose = joined(known, readers)
@@ -187,17 +190,20 @@ class Scan(Labels):
             acquired=said.acquired,
             footprint=place.footprints(known, [whole])[0],
             **whose,
-            **ground(place.gsd_m(known), said.gsd_m, self.source.collection.gsd_m),
+            **ground(place.gsd_m(known), said.gsd_m, self.source.collection.gsd_m, is_beside),
         )
 
 
-def ground(of_place: float | None, of_labels: float | None, of_manifest: tuple[float, float] | None) -> dict[str, Any]:
+def ground(
+    of_place: float | None, of_labels: float | None, of_manifest: tuple[float, float] | None, is_beside: bool = False
+) -> dict[str, Any]:
     """Ground sampling distance, as fields of `Sample`: of the image's place, else of its labels, else of the manifest.
 
+    is_beside: a side-car tells the place.
     A manifest that gives a range says nothing of one image: the range is kept as it is.
     """
     if of_place is not None:
-        return {"gsd_m": of_place, "gsd_from": "transform"}
+        return {"gsd_m": of_place, "gsd_from": "side_car" if is_beside else "transform"}
     if of_labels is not None:
         return {"gsd_m": of_labels, "gsd_from": "labels"}
     if of_manifest is None:
@@ -242,9 +248,21 @@ LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else p
 
 
 def label_table(source: Source, found: list[files.File]) -> pa.Table:
-    """Where the label files of a collection are, in order of their names."""
-    labels = sorted((f for f in found if source.collection.layout.kind(f.name) == "label"), key=lambda f: f.name)
-    return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in labels], schema=LABEL_SCHEMA)
+    """Where the label files of a collection are, and the side-cars of its images, in order of their names."""
+    sides, kind = side_cars(source, found), source.collection.layout.kind
+    labels = sorted((f for f in found if f.name in sides or kind(f.name) == "label"), key=lambda f: f.name)
+    return file_table(labels)
+
+
+def file_table(found: list[files.File]) -> pa.Table:
+    """Where files are, as `label_index` and `side_index` read it."""
+    return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in found], schema=LABEL_SCHEMA)
+
+
+def side_cars(source: Source, found: list[files.File]) -> set[str]:
+    """Names of the files that lie beside an image and tell its place."""
+    kind = source.collection.layout.kind
+    return beside.of_images(lambda name: kind(name) == "image", (f.name for f in found))
 
 
 @lru_cache(maxsize=4)
@@ -260,6 +278,12 @@ def image_names(path: Path) -> dict[str, list[str]]:
 def label_index(path: Path) -> dict[str, files.File]:
     """Label files by name, from the table at `path`."""
     return {row["name"]: files.File(**row) for row in pq.read_table(path).to_pylist()}
+
+
+@lru_cache(maxsize=4)
+def side_index(path: Path) -> dict[str, files.File]:
+    """Side-cars, from the table at `path`."""
+    return beside.by_name(label_index(path))
 
 
 def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:

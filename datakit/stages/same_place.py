@@ -42,9 +42,13 @@ SAVED_AT_ONCE = 2048  # verdicts in a file
 
 
 class SamePlace(Spec):
-    """Tiles whose ground tiles of other images show with the same pixels. Only images with a transform take part."""
+    """Tiles whose ground tiles of other images show with the same pixels. Only images with a transform take part.
 
-    VERSION: ClassVar[int] = 2
+    Tiles of reduced images (`slice.gsd_m`) are compared as what they were made of, in px of the source; those made of
+    over 64 million px are not.
+    """
+
+    VERSION: ClassVar[int] = 3
 
     tolerance_levels: int = Field(0, ge=0, le=255, description="levels that pixels may differ by and still agree")
     # 1: then nothing is lost with a tile. One car in a tile of 512 px is less than 1 in 1000 of its pixels
@@ -138,7 +142,8 @@ def covered(
             known.add(keys[number], verdict)
     known.save()
     counts["pairs_not_compared"] += len(found) - len(verdicts)
-    return choose(spec, found, verdicts, {row: (s.height, s.width) for row, s in samples.items()})
+    windows = {row: window_of(sample) for row, sample in samples.items()}
+    return choose(spec, found, verdicts, {row: (w.height, w.width) for row, w in windows.items()})
 
 
 def samples_of(table: pa.Table) -> Iterator[Sample]:
@@ -149,7 +154,8 @@ def samples_of(table: pa.Table) -> Iterator[Sample]:
 
 
 def window_of(sample: Sample) -> Window:
-    return sample.window or Window(0, 0, sample.width, sample.height)
+    """Where a tile lies in its image, in px of the source."""
+    return sample.window or Window(0, 0, sample.image_width, sample.image_height)
 
 
 def pair_keys(found: Overlaps, samples: dict[int, Sample]) -> Iterator[bytes]:
@@ -263,7 +269,7 @@ class TileReader:
 def choose(
     spec: SamePlace, found: Overlaps, verdicts: dict[int, Verdict], shapes: dict[int, tuple[int, int]]
 ) -> dict[int, tuple[int, ...]]:
-    """The tiles that go and what covers them, row by row; shapes: (H, W) of each tile."""
+    """The tiles that go and what covers them, row by row; shapes: (H, W) of each tile in px of the source."""
     agree = [n for n, v in verdicts.items() if v.both_px and v.agree_px >= spec.agree_share * v.both_px]
     numbers = np.array(sorted(agree), np.int64)
     first, second = found.first[numbers], found.second[numbers]
