@@ -25,6 +25,7 @@ from .recipe import Recipe
 from .run import Engine, kept_rows
 from .sample import Part, Sample, Window, from_table, to_table
 from .sources.folder import files
+from .sources.lists import absent, read_lists
 from .sources.scan import LABEL_SCHEMA, Scan, Source, listing
 from .stages.cut import Sign
 from .stages.protect import ENTRY, HeldOut
@@ -148,12 +149,7 @@ def held_out(
     source = any_images("heldout", about)
     found = find_files(source, folder)
     if about and split:
-        if split not in about.splits or not about.splits[split].images:
-            known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
-            raise SourceError(
-                f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
-            )
-        found = [file for file in found if about.split_of(file.name) == split]
+        found = of_split(found, about, split, folder)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
     signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), recipe.cut.narrow, engine)
     if not signed.records.num_rows:
@@ -177,6 +173,21 @@ def held_out(
         },
         pa.concat_tables([whole, tiles]),
     )
+
+
+def of_split(found: list[File], about: Collection, split: str, folder: Path) -> list[File]:
+    """The files among those found in a folder that are of a split; SourceError if nothing there tells it."""
+    told = {name: (*spec.images, *spec.lists) for name, spec in about.splits.items()}
+    if not told.get(split):
+        known = ", ".join(name for name, globs in told.items() if globs) or "none"
+        raise SourceError(
+            f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
+        )
+    lost = absent(about.splits, found).get(split, ())
+    if lost:
+        raise SourceError(f"{folder}: no list of split {split} on disk: {', '.join(lost)}. Put it there")
+    lists = read_lists(about.splits, found, home(folder))
+    return [file for file in found if (about.split_of(file.name) or lists(file.name)) == split]
 
 
 def why_not(signed: Signed) -> str:

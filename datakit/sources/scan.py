@@ -17,11 +17,12 @@ from pydantic import Field, field_validator
 
 from .. import boxes, files, image, place
 from ..errors import SourceError
-from ..manifest import Collection
+from ..manifest import Collection, Split
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import geotiff
 from .joined import Reader, joined, stem_of
 from .labels import LabelReader
+from .lists import Lists, read_lists
 
 HEAD_BYTES = 32
 NOWHERE: Mapping[str, set[str]] = {}
@@ -59,10 +60,9 @@ def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set
 
     elsewhere: splits of the images that another source with the same images has, by stem; "" where no split is told.
     """
-    layout = source.collection.layout
     seen: dict[str, files.File] = {}
     for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
-        kind = layout.kind(file.name)
+        kind = source.collection.kind(file.name)
         if kind == "label":
             continue
         sample = located(source, file)
@@ -123,10 +123,13 @@ class Labels(Spec):
         path = part.work / "labels" / f"{self.labels}.images.parquet"
         return image_names(path) if path.exists() else {}
 
-    def reader(self, part: Part) -> LabelReader:
-        index = label_index(part.work / "labels" / f"{self.labels}.parquet")
-        read = partial(label_bytes, part.roots[self.source.name], index)
-        return LabelReader(self.source.collection.layout.labels, read, index.get)
+    def reader(self, part: Part) -> Reader:
+        """What its label files and its lists say of images."""
+        about, root = self.source.collection, part.roots[self.source.name]
+        path = part.work / "labels" / f"{self.labels}.parquet"
+        index = label_index(path)
+        labels = LabelReader(about.layout.labels, partial(label_bytes, root, index), index.get)
+        return Reader(self.source.name, about, labels, lists_at(path, root, *about.splits.items()), self.names(part))
 
 
 class Scan(Labels):
@@ -144,15 +147,13 @@ class Scan(Labels):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
-        readers: list[Reader] = [
-            (one.source.name, one.source.collection, one.reader(part), one.names(part)) for one in (self, *self.also)
-        ]
+        readers = [one.reader(part) for one in (self, *self.also)]
         out = []
         with image.quiet():
             for sample in from_table(records):
                 part.counts["headers_read"] += 1
                 about = self.source.collection
-                split = about.split_of(sample.name)
+                split = about.split_of(sample.name) or readers[0].lists(sample.name)
                 sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
                 out.append(self._one(sample, root, part, readers))
         return to_table(out)
@@ -167,9 +168,11 @@ class Scan(Labels):
             return sample.drop("unreadable", "no pixels")
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
         try:
-            said, whose = joined(known, readers)
+            said, whose, silent = joined(known, readers)
         except (SourceError, files.BadFile) as exc:
             return known.drop("label_unreadable", str(exc))
+        split = whose.pop("split", "") or known.split or said.split
+        part.silent.update((source, split) for source in silent)
         whole = Window(0, 0, known.width, known.height)
         return replace(
             known,
@@ -177,7 +180,7 @@ class Scan(Labels):
             boxes=boxes.dumps(boxes.through(said.boxes, whole)),
             captions=said.captions,
             mask=said.mask,
-            split=whose.pop("split", "") or known.split or said.split,
+            split=split,
             acquired=said.acquired,
             footprint=place.footprints(known, [whole])[0],
             **whose,
@@ -237,7 +240,7 @@ LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else p
 
 def label_table(source: Source, found: list[files.File]) -> pa.Table:
     """Where the label files of a collection are, in order of their names."""
-    labels = sorted((f for f in found if source.collection.layout.kind(f.name) == "label"), key=lambda f: f.name)
+    labels = sorted((f for f in found if source.collection.kind(f.name) == "label"), key=lambda f: f.name)
     return pa.Table.from_pylist([{**asdict(f), "path": files.utf8(f.path)} for f in labels], schema=LABEL_SCHEMA)
 
 
@@ -254,6 +257,12 @@ def image_names(path: Path) -> dict[str, list[str]]:
 def label_index(path: Path) -> dict[str, files.File]:
     """Label files by name, from the table at `path`."""
     return {row["name"]: files.File(**row) for row in pq.read_table(path).to_pylist()}
+
+
+@lru_cache(maxsize=4)
+def lists_at(path: Path, root: Path, *splits: tuple[str, Split]) -> Lists:
+    """The lists of splits among the label files of the table at `path`."""
+    return read_lists(dict(splits), label_index(path).values(), root)
 
 
 def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:
