@@ -142,6 +142,7 @@ def look(
             say(f"looking at {source.name}")
             one.list_files(source)
         for source in there:
+            say(f"reading headers of {source.name}")
             one.read_headers(source)
     return one.expected
 
@@ -215,9 +216,9 @@ def unlabelled(name: str, expected: Expected) -> Iterator[str]:
     """How many of the images that were read a source with labels says nothing of; a line for each source."""
     for source in dict.fromkeys(source for source, _ in expected.silent):
         splits = Counter({split: n for (other, split), n in expected.silent.items() if other == source})
-        whose = "" if source == name else f" of {source}"
+        n, whose = splits.total(), "" if source == name else f" of {source}"
         told = f": {counted(splits)}" if any(splits) else ""
-        yield f"  of {expected.opened:,} images read, {splits.total():,} have no label{whose}{told}"
+        yield f"  of {expected.opened:,} images read, {n:,} {'has' if n == 1 else 'have'} no label{whose}{told}"
 
 
 def kept(came: pa.Table, made: pa.Table, dropped: Counter[str]) -> pa.Table:

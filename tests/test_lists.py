@@ -270,6 +270,22 @@ def test_what_a_list_of_the_other_collection_holds_back_is_held_back(tmp_path: P
     assert kept(tmp_path / "out") == {"1": "train", "3": "train", **({"4": ""} if images else {})}
 
 
+def test_a_list_of_the_other_collection_says_nothing_of_another_picture(tmp_path: Path) -> None:
+    """Folders tell that two pictures of one stem are not the same."""
+    for n, path in enumerate(("main/extra", "other/train")):
+        (tmp_path / "data" / path / "images").mkdir(parents=True)
+        Image.fromarray(scene(n, 200, 150)).save(tmp_path / "data" / path / "images" / "1.png")
+    files_of(tmp_path / "data" / "other", test=b"1")
+    globs = {split: {"images": [f"{split}/**"]} for split in ("extra", "train")}
+    plain = recipe_of("main", "other", exclude={"rules": []}, slice=None).model_dump(mode="json")
+    for source, splits in zip(plain["sources"], (globs, {**globs, "test": LISTS["test"]}), strict=True):
+        source["collection"] |= {"layout": {"images": ["**/images/*.png"]}, "splits": splits}
+    plain["sources"][0]["collection"]["same_images_as"] = ["other"]
+    datakit.build(Recipe.model_validate(plain), tmp_path / "data", tmp_path / "out", workers=0)
+    rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert {(row["source"], row["split"]) for row in rows} == {("main", "extra"), ("other", "train")}
+
+
 def test_a_held_out_list_is_signed_of_a_split_that_a_list_tells(tmp_path: Path) -> None:
     root = draw(tmp_path / "air")
     about = recipe().sources[0].collection

@@ -41,7 +41,8 @@ def joined(image: Sample, readers: Sequence[Reader]) -> Joined:
     whose: dict[str, Any] = {"licences": (own.about.licence,)}
     for its in others:
         there, more = elsewhere(image, its, own.about.split_of(image.name))
-        split = (there and its.about.split_of(there)) or its.lists(there or image.name) or more.split
+        name = there or ("" if stem_of(image.name) in its.names else image.name)  # not one of its own pictures
+        split = (there and its.about.split_of(there)) or its.lists(name) or more.split
         if is_evaluation(split):
             whose["split"] = split  # held back there, so it is held back here
         if not any(more):

@@ -1,9 +1,9 @@
 """Splits that text files tell: lists of a split's images, one a line.
 
-A line is the name of an image, or begins with it, before a comma or a space. With folders or without, with suffix or
-without: a line names the images whose path ends in it, and those in whose path it ends. Where no line does so, lines of
-the same stem count, whatever their folders. So a stem that several folders have stands for all of them, unless lines
-tell the folders apart. Of several splits that name an image, one for evaluation is taken.
+A line is the name of an image, or begins with it, before a comma or a space; with folders or without, with suffix or
+without. It names the images whose path ends in it, and the image whose whole path it ends in. An image that no line
+names so is in the lists with lines of its stem, whatever their folders: a stem that several folders have stands for all
+of them, unless lines tell the folders apart. Of several splits that name an image, one for evaluation is taken.
 """
 
 from __future__ import annotations
