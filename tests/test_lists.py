@@ -206,7 +206,7 @@ def test_globs_go_before_lists(tmp_path: Path) -> None:
 def test_without_its_list_a_split_is_unknown_and_all_say_so(tmp_path: Path) -> None:
     root = draw(tmp_path / "data" / "air")
     (root / "sets" / "test.txt").unlink()
-    warning = "no list of split test on disk: sets/test.txt; images that it names are in no split"
+    warning = "no list of split test on disk: sets/test.txt; fetch it, or images that it names count as of no split"
     text = [line.strip() for line in check(recipe(), tmp_path / "data")]
     assert "air: 4 images: train 2 of 2, in no split 2" in text
     assert sum(line.startswith(warning) for line in text) == 1

@@ -108,4 +108,4 @@ def absent(splits: Mapping[str, Split], found: Iterable[File]) -> dict[str, list
 
 def warning(split: str, glob: str) -> str:
     """What a list that is not on disk means."""
-    return f"no list of split {split} on disk: {glob}; images that it names are in no split, and no rule tells them"
+    return f"no list of split {split} on disk: {glob}; fetch it, or images that it names count as of no split"
