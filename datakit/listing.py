@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import disk, run
+from . import disk, files, run
 from .files import File
+from .manifest import Collection
 from .run import Funnel
 from .sample import SCHEMA, Sample, digest, to_table
 from .sources import folder
 from .sources.joined import stem_of
+from .sources.lists import absent, read_lists, warning
 from .sources.scan import NOWHERE, Source, label_table, listing
 
 PART_IMAGES = 2048
 PART_BYTES = 1 << 26  # of source files: a part in hand is what a crash costs, and a small set has work for all cores
+
+
+@dataclass
+class Images:
+    """The images of a source, as other sources that have the same images need to know them."""
+
+    names: list[str] = field(default_factory=list)  # of those here, whether they are read here or in another source
+    splits: dict[str, set[str]] = field(default_factory=dict)  # by stem, of those that are read here
+
+    def noted(self, records: Iterable[Sample], about: Collection) -> Iterator[Sample]:
+        """Records of a listing, passed on as they are."""
+        for r in records:
+            if not r.dropped or r.dropped == "same_images":
+                self.names.append(r.name)
+            if not r.dropped:
+                self.splits.setdefault(stem_of(r.name), set()).add(about.split_of(r.name))
+            yield r
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,8 @@ class Listed:
     parts: list[Path]
     labels: str
     funnel: Funnel
-    images: dict[str, set[str]]  # splits of its images by stem; empty if no other source has the same
+    images: Images  # empty if no other source has the same
+    warnings: list[str]
 
 
 def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
@@ -55,8 +75,10 @@ def list_source(
 
     elsewhere: splits by stem of images that are read in another source that has the same images; is_main: this is it.
     """
-    found = find_files(source, root, work, out)
-    records = list(listing(source, found, elsewhere))
+    found, about, images = find_files(source, root, work, out), source.collection, Images()
+    read_lists(about.splits, found, files.home(root))  # one that cannot be read is told before anything is done
+    listed = listing(source, found, elsewhere)
+    records = list(images.noted(listed, about) if elsewhere or is_main else listed)
     place = digest(str(root.resolve()), str(source.subfolder))
     home = work / "list" / f"{source.name}-{place}"
     home.mkdir(parents=True, exist_ok=True)
@@ -65,8 +87,7 @@ def list_source(
     numbers = numbered(new, max(entered.values(), default=-1) + 1)
     with disk.aside(work) as aside:
         for number, names in groupby(sorted(numbers, key=lambda n: numbers[n]), key=lambda n: numbers[n]):
-            table = pa.table({"name": pa.array(list(names), pa.string())})
-            disk.commit(table, home / f"{number:05d}.names.parquet", aside)
+            disk.commit(name_table(list(names)), home / f"{number:05d}.names.parquet", aside)
         entered |= numbers
         parts, funnel = [], Funnel()
         by_part = sorted(records, key=lambda r: (entered[r.name], r.name, r.path))
@@ -79,13 +100,11 @@ def list_source(
                 run.write_part(table, path, aside, run.funnel_of(table, table))
             parts.append(path)
             funnel.add(run.read_done(path).funnel)
-        here = sorted(r.name for r in records if not r.dropped or r.dropped == "same_images") if elsewhere else []
-        labels_digest = list_labels(label_table(source, found), here, place, work / "labels", aside)
-    images: dict[str, set[str]] = {stem: set(splits) for stem, splits in elsewhere.items()}
-    for r in records if is_main else ():
-        if not r.dropped:
-            images.setdefault(stem_of(r.name), set()).add(source.collection.split_of(r.name))
-    return Listed(parts, labels_digest, funnel, images)
+        here = sorted(images.names) if elsewhere else []
+        labels = list_labels(label_table(source, found), here, place, work / "labels", aside)
+    lost = absent(about.splits, found)
+    warnings = [f"{source.name}: {warning(split, glob)}" for split, globs in lost.items() for glob in globs]
+    return Listed(parts, labels, funnel, images, warnings)
 
 
 def list_labels(labels: pa.Table, images: list[str], place: str, folder: Path, aside: Path) -> str:
@@ -93,11 +112,15 @@ def list_labels(labels: pa.Table, images: list[str], place: str, folder: Path, a
     found = digest(place, json.dumps([list(row.values()) for row in labels.to_pylist()]), *images)
     folder.mkdir(exist_ok=True)
     if images:
-        table = pa.table({"name": pa.array(images, pa.string())})
-        disk.commit(table, folder / f"{found}.images.parquet", aside)
+        disk.commit(name_table(images), folder / f"{found}.images.parquet", aside)
     if not (folder / f"{found}.parquet").exists():
         disk.commit(labels, folder / f"{found}.parquet", aside)
     return found
+
+
+def name_table(names: list[str]) -> pa.Table:
+    """Names in a table."""
+    return pa.table({"name": pa.array(names, pa.string())})
 
 
 def membership(home: Path) -> dict[str, int]:

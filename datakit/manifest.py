@@ -159,19 +159,20 @@ class Layout(Spec):
 
     def ignores(self, name: str) -> bool:
         """Whether a file, or a folder (with a / at the end), is left alone."""
-        return _any_matches(self.ignore, name)
+        return matches(self.ignore, name)
 
     def kind(self, name: str) -> Literal["image", "label", ""]:
         """What a file is, by its name: an image, a label file, or neither. Labels go first."""
-        if _any_matches(self.label_files, name):
+        if matches(self.label_files, name):
             return "label"
-        return "image" if _any_matches(self.images, name) else ""
+        return "image" if matches(self.images, name) else ""
 
 
 class Split(Spec):
-    """The images of one split: the globs that tell it, and how many the publisher counts."""
+    """The images of one split: the globs or the lists that tell it, and how many the publisher counts."""
 
     images: tuple[Glob, ...] = ()
+    lists: tuple[Glob, ...] = Field((), description="text files that name the split's images, one a line")
     count: int | None = Field(None, ge=0)
     bytes: int | None = Field(None, ge=0, description="of its files, as published")
 
@@ -222,12 +223,17 @@ class Collection(Spec):
         file = name.rpartition("/")[2]
         places = [glob.rpartition("/")[::2] for glob in self.layout.images]
         fixed = [f"{folder}/{file}".lstrip("/") for folder, last in places if not re.search(r"[*?\[]", folder)]
-        likely = [each for each in dict.fromkeys(fixed) if self.layout.kind(each) == "image"]
+        likely = [each for each in dict.fromkeys(fixed) if self.kind(each) == "image"]
         return [*likely, *([name] if name not in likely else [])]
 
+    def kind(self, name: str) -> Literal["image", "label", ""]:
+        """What a file is, by its name: an image, a label file (lists of splits are some), or neither."""
+        is_list = any(matches(spec.lists, name) for spec in self.splits.values())
+        return "label" if is_list else self.layout.kind(name)
+
     def split_of(self, name: str) -> str:
-        """The split that an image is in by its name, or ""."""
-        return next((split for split, spec in self.splits.items() if _any_matches(spec.images, name)), "")
+        """The split that an image is in by the globs, or ""; lists may tell more (`sources.lists`)."""
+        return next((split for split, spec in self.splits.items() if matches(spec.images, name)), "")
 
     @classmethod
     def load(cls, path: Path) -> Collection:
@@ -316,7 +322,8 @@ class Manifest(Spec):
             raise ShardError(f"{path}: not a whole manifest ({wrong}). Build the set again to rewrite it") from None
 
 
-def _any_matches(globs: tuple[str, ...], name: str) -> bool:
+def matches(globs: tuple[str, ...], name: str) -> bool:
+    """Whether a name is one of those that any of these globs means."""
     return any(_pattern(glob).fullmatch(name) for glob in globs)
 
 

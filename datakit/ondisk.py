@@ -19,6 +19,7 @@ from .sample import Sample
 from .sources import folder
 from .sources.archive import CLOSED
 from .sources.labels import TOKEN, label_path
+from .sources.lists import Lists, absent, warning
 from .sources.scan import Source
 
 SHOWN, NAME_CHARS = 5, 36  # names that a line shows, and how much of each
@@ -51,6 +52,7 @@ class OnDisk:
     idle_labels: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)  # label files that are there, but no glob lists them
     closed: dict[str, int] = field(default_factory=dict)  # archives that cannot be read in place: bytes
+    absent: dict[str, list[str]] = field(default_factory=dict)  # globs of lists that match nothing, by split
 
 
 def find(source: Source, root: Path, *not_in: Path) -> tuple[list[File], dict[str, int]]:
@@ -85,9 +87,16 @@ def unpacked_by(path: str) -> str:
 class Watch:
     """Records of a listing, passed on as they are and counted; `there` is what was counted once all have passed."""
 
-    def __init__(self, about: Collection, found: list[File], closed: dict[str, int], records: Iterable[Sample]) -> None:
-        self.there = OnDisk(closed=dict(closed))
-        self._about, self._records, self._found = about, records, found
+    def __init__(
+        self,
+        about: Collection,
+        found: list[File],
+        closed: dict[str, int],
+        records: Iterable[Sample],
+        lists: Lists | None = None,
+    ) -> None:
+        self.there = OnDisk(closed=dict(closed), absent=absent(about.splits, found))
+        self._about, self._records, self._found, self._lists = about, records, found, lists or Lists()
         layout = about.layout
         self._idle = {glob: Layout(images=(glob,)) for glob in layout.images}
         self._idle_labels = {glob: Layout(images=(glob,)) for glob in layout.label_files}
@@ -98,7 +107,7 @@ class Watch:
         """Hashes of the names of all label files, sorted: 8 bytes a file."""
         names = array("q")
         for file in self._found:
-            if self._about.layout.kind(file.name) == "label":
+            if self._about.kind(file.name) == "label":
                 _strike(self._idle_labels, file.name)
                 names.append(hash(file.name))
         return np.sort(np.array(names, np.int64))
@@ -106,7 +115,7 @@ class Watch:
     def __iter__(self) -> Iterator[Sample]:
         wanted: set[str] = set()
         for record in self._records:
-            if not record.dropped:
+            if record.dropped in ("", "same_images"):
                 wanted |= self._image(record)
             elif record.dropped == "unmatched":
                 top = record.name.split("/")[0] if "/" in record.name else ""
@@ -122,7 +131,7 @@ class Watch:
 
     def _image(self, record: Sample) -> set[str]:
         """Count an image; the names of label files that it was the first to miss."""
-        split, missed = self._about.split_of(record.name), set()
+        split, missed = self._about.split_of(record.name) or self._lists(record.name), set()
         self.there.images[split] += 1
         self.there.bytes[split] += record.file_bytes
         _strike(self._idle, record.name)
@@ -159,7 +168,7 @@ def label_paths(about: Collection) -> dict[str, list[str]]:
 def lines(about: Collection, there: OnDisk) -> Iterator[str]:
     """What is there, which version it is, and what differs from it; a line each."""
     total = sum(there.images.values())
-    parts = [f"{split} {there.images[split]:,}{_of(spec.count)}" for split, spec in about.splits.items() if spec.images]
+    parts = [f"{split} {there.images[split]:,}{_of(about.splits[split].count)}" for split in telling(about, there)]
     if there.images[""] and parts:
         parts.append(f"in no split {there.images['']:,}")
     yield f"{about.name}: {total:,}{_of(about.count)} images" + (f": {', '.join(parts)}" if parts else "")
@@ -227,14 +236,21 @@ def spelled_version(about: Collection, found: Version) -> str:
     return f"counts match no published version; the nearest is {found.nearest or 'that of the manifest'}"
 
 
+def telling(about: Collection, there: OnDisk) -> dict[str, list[str]]:
+    """The globs of images and of lists by which splits are told; splits of which no list is on disk are not."""
+    lost = there.absent
+    told = {s: [*spec.images, *(g for g in spec.lists if g not in lost.get(s, ()))] for s, spec in about.splits.items()}
+    return {split: globs for split, globs in told.items() if globs}
+
+
 def differing(about: Collection, there: OnDisk, published: dict[str, int]) -> Iterator[str]:
     """Splits with fewer or more images than a version has, or none."""
-    globs = {split: spec.images for split, spec in about.splits.items() if spec.images}
+    globs = telling(about, there)
     for split in dict.fromkeys([*published, *globs]):
         n, m = there.images[split], published.get(split)
         where = f"looked for in {', '.join(globs[split])}" if split in globs else "no glob tells it from the others"
         if split == "all" or (split not in globs and not (globs and split not in about.splits)):
-            continue  # splits that a list tells apart, not folders
+            continue  # splits that nothing here tells apart
         if not n:
             yield f"missing: nothing of {split}{'' if m is None else f' ({m:,} published)'}; {where}"
         elif m is not None and n != m:
@@ -248,6 +264,7 @@ def differing(about: Collection, there: OnDisk, published: dict[str, int]) -> It
 def unlike(about: Collection, there: OnDisk) -> Iterator[str]:
     """Where the layout and the files differ: globs that match nothing, images without labels, files of no glob."""
     told = {glob for split, spec in about.splits.items() if not there.images[split] for glob in spec.images}
+    yield from (warning(split, glob) for split, globs in there.absent.items() for glob in globs)
     yield from (f"no image matches {glob}" for glob in there.idle if glob not in told)
     yield from (f"no label file matches {glob}" for glob in there.idle_labels)
     for path in there.lost:

@@ -79,22 +79,24 @@ class Build(leave.Story):
     def list_sources(self) -> list[Path]:
         """The files of every source, in parts; a file stays in the part that it first entered."""
         found: list[Path] = []
-        images: dict[str, dict[str, set[str]]] = {}
+        images: dict[str, listing.Images] = {}
         self.funnels["list"] = Funnel()
         with self.timed("list"):
             for source in self.recipe.sources:
                 if source.name not in self.roots:
                     continue
                 main = self.recipe.main_of(source, self.roots)
-                elsewhere = images[main.name] if main else {}
-                is_main = any(self.recipe.main_of(s, self.roots) == source for s in self.recipe.sources)
+                elsewhere = images[main.name].splits if main else {}
+                is_main = bool(self.recipe.joined_to(source, self.roots))
                 root = self.roots[source.name]
-                listed = listing.list_source(source, root, self.work, self.out, elsewhere, is_main or bool(main))
+                listed = listing.list_source(source, root, self.work, self.out, elsewhere, is_main)
                 images[source.name] = listed.images
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
                 found += listed.parts
                 self.say(f"list: {source.name}: {sum(listed.funnel.came.values()):,} files")
+                for line in listed.warnings:
+                    self.say(f"warning: {line}")
             self.funnels["list"].check("list")
         self.roots = {name: files.home(root) for name, root in self.roots.items()}
         if not found:
@@ -112,9 +114,8 @@ class Build(leave.Story):
         }
         if step != "scan":
             return stages[step]
-        there = [s for s in recipe.sources if s.name in self.roots]
-        mine = next(s for s in there if s.name == source)
-        others = [s for s in there if recipe.main_of(s, self.roots) == mine]
+        mine = next(s for s in recipe.sources if s.name == source)
+        others = recipe.joined_to(mine, self.roots)
         also = tuple(Labels(source=s, labels=self.labels[s.name]) for s in others)
         return Scan(source=mine, labels=self.labels[source], also=also)
 

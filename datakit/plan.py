@@ -6,7 +6,7 @@ import inspect
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 
 from . import files
 from .errors import SourceError
+from .listing import Images, name_table
 from .ondisk import OnDisk, Watch, find, lines, size, unpacked_by
 from .recipe import Recipe
 from .run import funnel_of, kept_rows
 from .sample import Part, Sample, Spec, from_table, mix64, to_table
-from .sources.scan import Scan, Source, label_table, listing
+from .sources.lists import read_lists
+from .sources.scan import NOWHERE, Labels, Scan, Source, label_table, listing
 from .stages.protect import NO_LIST
 from .tables import aligned
 
@@ -38,7 +40,9 @@ SIDES_PX = (64, 128, 256, 512, 513, 1025)  # lower ends of the bins of the histo
 class Expected:
     """What one source will give: `images` counted; the rest of those whose headers were read."""
 
-    images: int = 0
+    images: int = 0  # that are read here
+    main: str = ""  # source before it that has the same images: `same` of them are read there
+    same: int = 0
     looked_at: int = 0
     tiles: int = 0
     encoded_px: int = 0
@@ -46,11 +50,28 @@ class Expected:
     not_images: Counter[str] = field(default_factory=Counter)  # by reason, of all files
     dropped: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
+    opened: int = 0  # images whose header and labels could be read
+    silent: Counter[tuple[str, str]] = field(default_factory=Counter)  # of these, by source that lacks them, and split
     there: OnDisk = field(default_factory=OnDisk)
 
     @property
     def scale(self) -> float:
         return self.images / max(self.looked_at, 1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither an image of it is read, nor its labels are joined to others."""
+        return not self.images and not self.main
+
+    @property
+    def not_taken(self) -> str:
+        """Files of this source that are not read in it, by reason."""
+        words = counted(self.not_images)
+        if not self.main:
+            return words
+        all_of_them = self.images + self.same
+        where = f"{self.same:,} of {all_of_them:,} read there" if all_of_them else "labels alone, joined there"
+        return ", ".join(filter(None, (f"same images as {self.main}: {where}", words)))
 
 
 def check(
@@ -66,26 +87,22 @@ def check(
     set, or if there is no image at all.
     """
     recipe.measured_rules().digest()  # RecipeError if a rule names a file that is not there
-    roots = {source.name: source.find(Path(data)) for source in recipe.sources}
-    expected: dict[str, Expected] = {}
+    places = {source.name: source.find(Path(data)) for source in recipe.sources}
+    expected = look(recipe, {name: root for name, root in places.items() if root}, most, say)
     rows: list[tuple[str, ...]] = [("source", "images", "published", "licence", "where", "not taken, by its name")]
     for source in recipe.sources:
-        root, about = roots[source.name], source.collection
-        images, where, others = "-", "not on disk", ""
-        if root is not None:
-            say(f"looking at {source.name}")
-            e = expected[source.name] = look(recipe, source, root, most)
-            images, where, others = f"{e.images:,}", str(root), counted(e.not_images)
+        about, e = source.collection, expected.get(source.name)
+        found = (f"{e.images:,}", str(places[source.name]), e.not_taken) if e else ("-", "not on disk", "")
         published = "-" if about.count is None else f"{about.count:,}"
-        rows.append((source.name, images, published, shorten(about.licence, 40, placeholder=" …"), where, others))
+        rows.append((source.name, found[0], published, shorten(about.licence, 40, placeholder=" …"), *found[1:]))
     yield from (f"{recipe.name}: {recipe.title}", "", *aligned(rows), "")
-    missing = [source for source in recipe.sources if roots[source.name] is None]
+    missing = [source for source in recipe.sources if source.name not in expected]
     if missing:
         yield "not on disk:"
         for source in missing:
             yield f"  {source.name}: {Path(data) / source.path}  {source.collection.homepage}".rstrip()
         yield ""
-    empty = [source for source in recipe.sources if source.name in expected and not expected[source.name].images]
+    empty = [s for s in recipe.sources if s.name in expected and expected[s.name].is_empty]
     for source in empty:
         yield f"no image in {source.name}: its layout looks for {', '.join(source.collection.layout.images)}"
     if empty:
@@ -97,7 +114,7 @@ def check(
         names = ", ".join(source.name for source in missing)
         raise SourceError(f"not on disk: {names}. Fetch them, correct --data, or leave them out with --allow-missing")
     may_be_read(expected)
-    if len(empty) == len(expected):
+    if not any(e.images for e in expected.values()):
         raise SourceError(f"no source of {recipe.name} has any image: nothing to build. Correct --data or the layout")
 
 
@@ -109,25 +126,67 @@ def may_be_read(expected: dict[str, Expected]) -> None:
             raise SourceError(f"{name}: {path}: cannot be read in place. {todo}")
 
 
-def look(recipe: Recipe, source: Source, root: Path, most: int) -> Expected:
-    """What the headers of up to `most` images of a source promise; which ones does not depend on their order."""
-    found, closed = find(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
-    expected = Expected()
-    watch = Watch(source.collection, found, closed, listing(source, found))
-    chosen = chosen_of(watch, most, expected)
-    expected.there = watch.there
+def look(
+    recipe: Recipe, roots: Mapping[str, Path], most: int, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Expected]:
+    """What the headers of up to `most` images of each source promise; which ones does not depend on their order.
+
+    roots: where the sources that are on disk lie. As in a build, all are listed before any header is read: images that
+    several of them have are read once, with the labels of all.
+    """
+    there = [source for source in recipe.sources if source.name in roots]
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        (work / "labels").mkdir()
-        pq.write_table(label_table(source, found), work / "labels" / "look.parquet")
-        part = Part(work / "part.parquet", work, work, {source.name: files.home(root)})
-        some = to_table(chosen)
-        for stage in (Scan(source=source, labels="look"), recipe.header_rules()):
-            some = kept(some, stage(some, part), expected.dropped)
-    for sample in from_table(some):
-        for tile in recipe.slice.tiles(sample) if recipe.slice else [sample]:
-            count_tile(tile, recipe, expected)
-    return expected
+        one = Look(recipe, roots, most, Path(name))
+        (one.work / "labels").mkdir()
+        for source in there:
+            say(f"looking at {source.name}")
+            one.list_files(source)
+        for source in there:
+            say(f"reading headers of {source.name}")
+            one.read_headers(source)
+    return one.expected
+
+
+@dataclass
+class Look:
+    """A look at sources under way: at the names of all their files, then at the headers of some."""
+
+    recipe: Recipe
+    roots: Mapping[str, Path]
+    most: int
+    work: Path  # labels lie in it as in the work folder of a build
+    expected: dict[str, Expected] = field(default_factory=dict)
+    images: dict[str, Images] = field(default_factory=dict)  # of sources whose images others have too
+
+    def list_files(self, source: Source) -> None:
+        """Count the files of a source; keep records of up to `most` images, and where its label files are."""
+        recipe, about, root = self.recipe, source.collection, self.roots[source.name]
+        main, images = recipe.main_of(source, self.roots), Images()
+        e = self.expected[source.name] = Expected(main=main.name if main else "")
+        found, closed = find(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
+        records = listing(source, found, self.images[main.name].splits if main else NOWHERE)
+        watch = Watch(about, found, closed, records, read_lists(about.splits, found, files.home(root)))
+        is_main = bool(recipe.joined_to(source, self.roots))
+        chosen = chosen_of(images.noted(watch, about) if main or is_main else watch, self.most, e)
+        e.there, e.same = watch.there, e.not_images.pop("same_images", 0)
+        pq.write_table(label_table(source, found), self.work / "labels" / f"{source.name}.parquet")
+        pq.write_table(to_table(chosen), self.work / f"{source.name}.parquet")
+        if main:
+            pq.write_table(name_table(images.names), self.work / "labels" / f"{source.name}.images.parquet")
+        elif is_main:
+            self.images[source.name] = images
+
+    def read_headers(self, source: Source) -> None:
+        """Read what was chosen of a source, and cut it on paper."""
+        e, homes = self.expected[source.name], {name: files.home(root) for name, root in self.roots.items()}
+        also = tuple(Labels(source=other, labels=other.name) for other in self.recipe.joined_to(source, self.roots))
+        part = Part(self.work / "part.parquet", self.work, self.work, homes)
+        some = pq.read_table(self.work / f"{source.name}.parquet")
+        some = kept(some, Scan(source=source, labels=source.name, also=also)(some, part), e.dropped)
+        e.opened, e.silent = some.num_rows, part.silent
+        for sample in from_table(kept(some, self.recipe.header_rules()(some, part), e.dropped)):
+            for tile in self.recipe.slice.tiles(sample) if self.recipe.slice else [sample]:
+                count_tile(tile, self.recipe, e)
 
 
 def chosen_of(records: Iterable[Sample], most: int, expected: Expected) -> list[Sample]:
@@ -149,7 +208,17 @@ def beside(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
     """What lies on disk of each source, beside what its manifest says."""
     for source in recipe.sources:
         if source.name in expected:
-            yield from (f"  {line}" for line in lines(source.collection, expected[source.name].there))
+            e = expected[source.name]
+            yield from (f"  {line}" for line in (*lines(source.collection, e.there), *unlabelled(source.name, e)))
+
+
+def unlabelled(name: str, expected: Expected) -> Iterator[str]:
+    """How many of the images that were read a source with labels says nothing of; a line for each source."""
+    for source in dict.fromkeys(source for source, _ in expected.silent):
+        splits = Counter({split: n for (other, split), n in expected.silent.items() if other == source})
+        n, whose = splits.total(), "" if source == name else f" of {source}"
+        told = f": {counted(splits)}" if any(splits) else ""
+        yield f"  of {expected.opened:,} images read, {n:,} {'has' if n == 1 else 'have'} no label{whose}{told}"
 
 
 def kept(came: pa.Table, made: pa.Table, dropped: Counter[str]) -> pa.Table:
@@ -244,4 +313,4 @@ def outlook(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
 
 
 def counted(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
+    return ", ".join(f"{reason or 'in no split'} {n:,}" for reason, n in sorted(reasons.items()))

@@ -125,6 +125,10 @@ class Recipe(Spec):
                 return self.main_of(other, there) or other
         return None
 
+    def joined_to(self, source: Source, there: Container[str]) -> list[Source]:
+        """The sources among those there whose labels are joined to the images of this one."""
+        return [other for other in self.sources if other.name in there and self.main_of(other, there) == source]
+
     def header_rules(self) -> Exclude:
         """The rules before `cut`, what is kept for evaluation first."""
         evaluation = {source.collection.name for source in self.sources if source.collection.role == "evaluation"}

@@ -208,6 +208,7 @@ class Part:
     roots: dict[str, Path]  # where each source lies
     retried: frozenset[str] = frozenset()  # reasons of drops that are looked into again
     counts: Counter[str] = field(default_factory=Counter)
+    silent: Counter[tuple[str, str]] = field(default_factory=Counter)  # images that a source's labels lack, by split
 
     def root(self, sample: Sample) -> Path:
         """Where the collection of a sample lies; a source may be told by sub-folder, "name/folder"."""

@@ -28,6 +28,7 @@ from .sample import Part, Sample, Window, from_table, to_table
 from .scales import of_source
 from .sources import beside
 from .sources.folder import files
+from .sources.lists import absent, read_lists
 from .sources.scan import Scan, Source, file_table, listing
 from .stages.cut import Sign
 from .stages.protect import ENTRY, HeldOut
@@ -159,16 +160,6 @@ def files_at(path: Path) -> list[File]:
     return found
 
 
-def of_split(about: Collection, split: str, found: list[File]) -> list[File]:
-    """The files among `found` that are no images of other splits; SourceError if no name tells that split."""
-    if split not in about.splits or not about.splits[split].images:
-        known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
-        raise SourceError(
-            f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
-        )
-    return [file for file in found if about.layout.kind(file.name) != "image" or about.split_of(file.name) == split]
-
-
 def held_out(
     folder: Path,
     recipe: Recipe,
@@ -186,7 +177,7 @@ def held_out(
     source = any_images("heldout", about)
     found = find_files(source, folder)
     if about and split:
-        found = of_split(about, split, found)
+        found = of_split(found, about, split, folder)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
     gsd_m = recipe.slice.gsd_m if recipe.slice else None
     signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512), gsd_m=gsd_m), recipe.cut.narrow, engine)
@@ -211,6 +202,25 @@ def held_out(
         },
         pa.concat_tables([whole, tiles]),
     )
+
+
+def of_split(found: list[File], about: Collection, split: str, folder: Path) -> list[File]:
+    """The files found in a folder but for images of other splits; SourceError if nothing there tells the split."""
+    told = {name: (*spec.images, *spec.lists) for name, spec in about.splits.items()}
+    if not told.get(split):
+        known = ", ".join(name for name, globs in told.items() if globs) or "none"
+        raise SourceError(
+            f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
+        )
+    lost = absent(about.splits, found).get(split, ())
+    if lost:
+        raise SourceError(f"{folder}: no list of split {split} on disk: {', '.join(lost)}. Put it there")
+    lists = read_lists(about.splits, found, home(folder))
+    return [
+        file
+        for file in found
+        if about.kind(file.name) != "image" or (about.split_of(file.name) or lists(file.name)) == split
+    ]
 
 
 def why_not(signed: Signed) -> str:

@@ -105,7 +105,7 @@ def test_check(world: Path, capsys: Out) -> None:
     out, err = capsys.readouterr()
     assert out.startswith("small: A small one\n")
     assert "2 of 3" in out
-    assert err == "looking at air\n"
+    assert err == "looking at air\nreading headers of air\n"
     assert sorted(world.rglob("*")) == before
 
 
@@ -215,7 +215,7 @@ def test_without_arguments_help_is_shown(capsys: Out) -> None:
 def test_the_installed_command(world: Path) -> None:
     command = Path(sys.executable).with_name("datakit")
     done = subprocess.run([command, "check", "small.yaml", "--data", "data"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "looking at air\n")
+    assert (done.returncode, done.stderr) == (0, "looking at air\nreading headers of air\n")
     assert "disk, estimated" in done.stdout
     shell = f"set -o pipefail; '{command}' check small.yaml --data data | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)

@@ -29,6 +29,7 @@ from datakit.manifest import (
     VocXml,
 )
 from datakit.ondisk import find
+from datakit.recipe import Recipe
 from datakit.sample import Part, Sample, from_table, to_table
 from datakit.sources.labels import label_path
 from datakit.sources.scan import Scan, Source, label_table, listing
@@ -174,6 +175,22 @@ def label_files(about: Collection, names: list[str]) -> Iterator[tuple[Labels, s
         yield from ((labels, file, of) for file, of in by_file.items())
 
 
+LINES = {"hrrsd": "{stem}", "hrsc2016": "{stem}", "sen1floods11": "{name},{stem:-6}LabelHand.tif"}  # else the name
+
+
+def plant_lists(about: Collection, root: Path, names: list[str]) -> dict[str, str]:
+    """The lists of splits, spelled as the publisher's are; the split of each image: they take turns."""
+    listed = [split for split, spec in about.splits.items() if spec.lists]
+    told = {name: listed[n % len(listed)] for n, name in enumerate(names)} if listed else {}
+    for split in listed:
+        for glob in about.splits[split].lists:
+            path = root / concrete(glob, 0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [label_path(LINES.get(about.name, "{name}"), name) for name in names if told[name] == split]
+            path.write_text("".join(f"{line}\n" for line in lines))
+    return told
+
+
 def plant(about: Collection, root: Path, names: list[str]) -> dict[str, list[Labels]]:
     """Images and their label files; the kinds of labels that each image has."""
     labelled: dict[str, list[Labels]] = {name: [] for name in names}
@@ -223,6 +240,7 @@ def test_three_images_and_their_labels_are_read(path: Path, glob: str, tmp_path:
     names = [concrete(glob, n) for n in range(IMAGES)]
     assert len(set(names)) == IMAGES
     labelled = plant(about, tmp_path / "tree", names)
+    listed = plant_lists(about, tmp_path / "tree", names)
     records = {record.name: record for record in scanned(about, tmp_path / "tree", tmp_path / "work")}
     assert sorted(records) == sorted(names)
     for name, record in records.items():
@@ -230,12 +248,40 @@ def test_three_images_and_their_labels_are_read(path: Path, glob: str, tmp_path:
         assert record.bands == about.bands
         assert record.dtype == (about.dtype or DTYPES.get(about.modality, "uint16"))
         assert (record.width, record.height) == (WIDTH, HEIGHT)
-        assert record.split == (about.split_of(name) or record.split)
+        of_json = "val" if any(isinstance(labels, Captions) for labels in labelled[name]) else ""
+        assert record.split == (about.split_of(name) or listed.get(name) or of_json)
         for labels in labelled[name]:
             assert says(record, labels, tmp_path / "tree"), labels
         for labels in about.layout.labels:
             if isinstance(labels, ClassFolders):
                 assert record.label == name.split("/")[-1 - labels.level]
+
+
+WITH_LISTS = [path for path in PATHS if any(spec.lists for spec in Collection.load(path).splits.values())]
+
+
+@pytest.mark.parametrize("path", WITH_LISTS, ids=lambda path: path.stem)
+def test_images_that_only_a_list_holds_back_are_left_out(path: Path, tmp_path: Path) -> None:
+    """By the rule that every recipe has; all splits that lists tell are tried."""
+    about = Collection.load(path)
+    names = [concrete(about.layout.images[0], n) for n in range(max(IMAGES, len(about.splits)))]
+    for n, name in enumerate(names):
+        draw(about, tmp_path / "tree" / name, n)
+    listed = plant_lists(about, tmp_path / "tree", names)
+    assert all(about.split_of(name) == "" for name in names)
+    source = Source(name=about.name, path=about.name, collection=about)
+    found = to_table(scanned(about, tmp_path / "tree", tmp_path / "work"))
+    part = Part(tmp_path / "part.parquet", tmp_path, tmp_path, {})
+    ruled = list(from_table(Recipe(name="own", sources=(source,)).header_rules()(found, part)))
+    assert {record.name: record.split for record in ruled} == listed
+    held = {split for split in listed.values() if split.startswith(("test", "val"))}
+    assert held
+    assert {record.split for record in ruled if record.dropped == "evaluation"} == held
+    assert {record.split for record in ruled if not record.dropped} == {"train"}
+
+
+def test_the_collections_whose_splits_lists_tell() -> None:
+    assert {path.stem for path in WITH_LISTS} == {"hrrsd", "hrsc2016", "openearthmap", "sen12ms", "sen1floods11"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -127,7 +127,7 @@ def test_a_manifest_of_a_source_names_all_that_is_wrong(tmp_path: Path) -> None:
     assert set(places) == {
         "name", "colour", "modality", "count", "splits.train.image", "layout.labels.0.dota.file", "layout.labels.1",
     }  # fmt: skip
-    assert places["splits.train.image"].endswith("no such key; allowed: bytes, count, images")
+    assert places["splits.train.image"].endswith("no such key; allowed: bytes, count, images, lists")
     assert places["layout.labels.0.dota.file"].endswith("allowed: kind, path")
     assert "'class_folders', 'dota', 'voc', 'coco'" in places["layout.labels.1"]
     assert "'sar'" in places["modality"]

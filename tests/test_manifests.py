@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datakit.manifest import ClassFolders, Collection
+from datakit.manifest import ClassFolders, Collection, matches
 
 FOLDER = Path(__file__).parent.parent / "manifests"
 PATHS = sorted(FOLDER.glob("*.yaml"))
@@ -137,6 +137,18 @@ def test_splits_are_told_by_globs_of_images(path: Path) -> None:
         for name in (name for glob in spec.images for name in examples(glob)):
             assert collection.layout.kind(name) == "image", name
             assert collection.split_of(name) == split, name
+
+
+@EACH
+def test_lists_of_splits_are_told_apart_and_are_label_files(path: Path) -> None:
+    collection = Collection.load(path)
+    lists = {split: spec.lists for split, spec in collection.splits.items()}
+    for split, glob in ((split, glob) for split, globs in lists.items() for glob in globs):
+        assert "splits" in collection.facts
+        for name in examples(glob):
+            assert collection.kind(name) == "label", name
+            assert collection.layout.kind(name) != "image", name
+            assert [other for other, globs in lists.items() if matches(globs, name)] == [split]
 
 
 @EACH

@@ -249,9 +249,9 @@ def test_no_more_headers_are_read_than_asked_for(tmp_path: Path, monkeypatch: py
     draw(tmp_path / "air", train=9, val=2)
     monkeypatch.setattr("datakit.plan.BATCH", 4)
     recipe = recipe_of(about_of())
-    in_parts = look(recipe, recipe.sources[0], tmp_path / "air", 3)
+    in_parts = look(recipe, {"air": tmp_path / "air"}, 3)["air"]
     monkeypatch.undo()
-    assert in_parts == look(recipe, recipe.sources[0], tmp_path / "air", 3)
+    assert in_parts == look(recipe, {"air": tmp_path / "air"}, 3)["air"]
     assert (in_parts.images, in_parts.looked_at, in_parts.there.images["train"]) == (11, 3, 9)
 
 

@@ -91,7 +91,7 @@ def test_a_build_makes_what_the_plan_promises(tmp_path: Path, labels: bool) -> N
     draw(tmp_path / "data", labels)
     recipe = recipe_of()
     text = "\n".join(check(recipe, tmp_path / "data"))
-    plan = look(recipe, recipe.sources[0], tmp_path / "data" / "air", 2000)
+    plan = look(recipe, {"air": tmp_path / "data" / "air"}, 2000)["air"]
     counts = by_stage(datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0).counts)
     assert plan.tiles == counts["slice"].made == counts["cut"].came
     assert expected_tiles(text, "air") == plan.tiles
@@ -146,12 +146,12 @@ def test_looking_at_some_scales_up(tmp_path: Path) -> None:
     for n in range(30):
         Image.new("RGB", (200, 128 if n % 2 else 200), (n, 9, 9)).save(images / f"{n}.png")
     recipe = recipe_of()
-    all_of_them = look(recipe, recipe.sources[0], tmp_path / "air", 30)
+    all_of_them = look(recipe, {"air": tmp_path / "air"}, 30)["air"]
     assert (all_of_them.tiles, all_of_them.scale) == (15 * 4 + 15 * 2, 1.0)
-    some = look(recipe, recipe.sources[0], tmp_path / "air", 10)
+    some = look(recipe, {"air": tmp_path / "air"}, 10)["air"]
     assert (some.images, some.looked_at, some.scale) == (30, 10, 3.0)
     assert 60 < some.tiles * some.scale < 120
-    assert look(recipe, recipe.sources[0], tmp_path / "air", 10) == some
+    assert look(recipe, {"air": tmp_path / "air"}, 10)["air"] == some
     text = "\n".join(check(recipe, tmp_path, most=10))
     assert "10 of 30" in text
     assert expected_tiles(text, "air") == some.tiles * 3
@@ -163,7 +163,7 @@ def test_which_are_looked_at_does_not_hang_on_their_order(tmp_path: Path) -> Non
         for n in numbers:
             Image.new("RGB", (130 + 100 * n, 128)).save(tmp_path / folder / "images" / f"{n}.png")
     recipe = recipe_of()
-    looks = [look(recipe, recipe.sources[0], tmp_path / folder, 3) for folder in "ab"]
+    looks = [look(recipe, {"air": tmp_path / folder}, 3)["air"] for folder in "ab"]
     assert looks[0] == looks[1]
 
 
@@ -212,7 +212,7 @@ def test_images_pass_whole_without_slice(tmp_path: Path) -> None:
     text = "\n".join(check(recipe, tmp_path / "data"))
     assert "slice: images pass whole" in text
     assert "  evaluation" in text  # every recipe has this rule
-    plan = look(recipe, recipe.sources[0], tmp_path / "data" / "air", 2000)
+    plan = look(recipe, {"air": tmp_path / "data" / "air"}, 2000)["air"]
     manifest = datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0)
     assert plan.tiles == manifest.samples == 8
     assert plan.copied_bytes == (tmp_path / "data" / "air" / "images" / "whole.jpg").stat().st_size
@@ -224,7 +224,7 @@ def test_random_windows_are_those_of_the_build(tmp_path: Path) -> None:
     random = {"side_px": [64, 100], "whole_if_side_at_most_px": 128, "min_valid_share": 0.25}
     recipe = recipe_of(slice={"random": random})
     assert "min_share=0.25" in "\n".join(check(recipe, tmp_path / "data"))
-    plan = look(recipe, recipe.sources[0], tmp_path / "data" / "air", 2000)
+    plan = look(recipe, {"air": tmp_path / "data" / "air"}, 2000)["air"]
     counts = by_stage(datakit.build(recipe, tmp_path / "data", tmp_path / "out", workers=0).counts)
     assert plan.tiles == counts["slice"].made > counts["slice"].came
 

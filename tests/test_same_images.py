@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from worlds import digests, recipe_of, scene, work_done, write_recipe
 import datakit
 from datakit import boxes
 from datakit.errors import StageError
+from datakit.plan import check, look
 from datakit.recipe import Recipe
 
 NAMES = {"train": ("P1", "P2"), "val": ("P3",)}
@@ -226,3 +228,103 @@ def test_what_one_holds_back_is_held_back(tmp_path: Path, first: str) -> None:
     datakit.build(split, data=data, out=tmp_path / "split", workers=0)
     kept = pq.read_table(tmp_path / "split" / "samples.parquet").column("name").to_pylist()
     assert kept == ["images/2.png"]
+
+
+def promised(one: Recipe, data: Path, out: Path) -> dict[str, Any]:
+    """What a plan says of each source, after it was found to be what a build then makes."""
+    roots = {source.name: data / source.path for source in one.sources}
+    plan = look(one, roots, 2000)
+    manifest = datakit.build(one, data=data, out=out, workers=0)
+    for name, e in plan.items():
+        counts = {count.stage: count for count in manifest.counts if count.source == name}
+        listed = counts["list"].dropped if "list" in counts else {}
+        assert {**e.not_images, **({"same_images": e.same} if e.same else {})} == listed
+        assert e.images == (counts["scan"].came if "scan" in counts else 0)
+        assert e.tiles == (counts["slice"].made if "slice" in counts else 0)
+        lost: Counter[str] = Counter()
+        for stage in ("scan", "exclude", "slice"):
+            lost.update(counts[stage].dropped if stage in counts else {})
+        assert e.dropped == lost
+    return plan
+
+
+@pytest.mark.parametrize("order", [("quads", "masks"), ("masks", "quads")])
+def test_a_plan_counts_them_once(data: Path, tmp_path: Path, order: tuple[str, str]) -> None:
+    one = recipe(*order)
+    plan = promised(one, data, tmp_path / "out")
+    main, other = order
+    assert (plan[main].images, plan[main].main, plan[main].same) == (3, "", 0)
+    assert (plan[other].images, plan[other].main, plan[other].same) == (1, main, 2)
+    text = list(check(one, data))
+    (row,) = [line for line in text if line.startswith(f"{other} ") and "same images" in line]
+    assert row.endswith(f"same images as {main}: 2 of 3 read there")
+    assert sum("same images" in line for line in text) == 1
+    on_disk = text[text.index("on disk, beside what the manifests say:") :]
+    assert f"  {other}: 3 images: train 2, val 1" in on_disk  # all that lie there, wherever they are read
+
+
+def test_a_plan_counts_them_once_where_all_are_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for n in (1, 2, 3):
+        put(data / "main" / "images" / f"{n}.png", n, "ship" if n < 3 else "")
+        put(data / "other" / "deep" / "images" / f"{n}.png", n, "tree" if n == 1 else "")
+    one = pair(tmp_path, {}, {})
+    plan = promised(one, data, tmp_path / "out")
+    assert (plan["other"].images, plan["other"].same, plan["other"].tiles) == (0, 3, 0)
+    text = [line.strip() for line in check(one, data)]
+    assert any(line.endswith("same images as main: 3 of 3 read there") for line in text)
+    assert not [line for line in text if line.startswith("no image in")]
+    assert "of 3 images read, 1 has no label" in text
+    assert "of 3 images read, 2 have no label of other" in text
+
+
+def test_a_collection_of_labels_alone(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for n in (1, 2):
+        put(data / "main" / "images" / f"{n}.png", n, "ship")
+        put(data / "other" / "images" / f"{n}.png", n, "tree")
+        (data / "other" / "images" / f"{n}.png").unlink()
+    (data / "other" / "labels" / "2.txt").rename(data / "other" / "labels" / "3.txt")
+    one = pair(tmp_path, {}, {})
+    assert promised(one, data, tmp_path / "out")["other"].images == 0
+    text = [line.strip() for line in check(one, data)]
+    assert any(line.endswith("same images as main: labels alone, joined there") for line in text)
+    assert not [line for line in text if line.startswith("no image in")]
+    assert "of 2 images read, 1 has no label of other" in text
+    assert not [line for line in text if line.endswith("no label")]
+
+
+def test_images_without_labels_are_told_by_split(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    splits = {split: {"images": [f"{split}/images/*.png"]} for split in ("train", "extra")}
+    for n in range(9):
+        put(data / "main" / "train" / "images" / f"{n}.png", n, "" if n < 2 else "ship")
+        put(data / "main" / "extra" / "images" / f"x{n}.png", n, "" if n < 5 else "ship")
+    (data / "main" / "train" / "images" / "8.png").write_text("no image")
+    one = pair(tmp_path, {"splits": splits}, {})
+    text = [line.strip() for line in check(one, data, allow_missing=True)]
+    assert "of 17 images read, 7 have no label: extra 5, train 2" in text
+    some = look(one, {"main": data / "main"}, 6)["main"]
+    assert (some.images, some.looked_at) == (18, 6)
+    assert some.silent.total() <= some.opened <= 6
+
+
+def test_a_source_without_a_layout_of_labels_is_not_told_of(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    put(data / "main" / "images" / "1.png", 1)
+    put(data / "other" / "images" / "1.png", 1)
+    bare = {"layout": {"images": ["**/images/*.png"]}}
+    assert not [line for line in check(pair(tmp_path, bare, bare), data) if "no label" in line]
+
+
+def test_three_of_the_same_images(data: Path, tmp_path: Path) -> None:
+    """The third is read in the first as well, and its labels are joined there."""
+    put(data / "third" / "images" / "P1.png", 0, "tree")
+    put(data / "third" / "images" / "more.png", 7)
+    plain = recipe("quads", "masks").model_dump(mode="json")
+    third = pair(tmp_path, {}, {}).model_dump(mode="json")["sources"][0]
+    third |= {"name": "third", "path": "third"}
+    third["collection"] |= {"name": "third", "same_images_as": ["quads"]}
+    plan = promised(Recipe.model_validate({**plain, "sources": [*plain["sources"], third]}), data, tmp_path / "out")
+    assert (plan["third"].main, plan["third"].same, plan["third"].images) == ("quads", 1, 1)
+    assert plan["quads"].silent[("third", "train")] == 1  # P2

@@ -18,11 +18,12 @@ from pydantic import Field, field_validator
 from .. import boxes, files, image, place
 from ..errors import SourceError
 from ..hand import holding
-from ..manifest import Collection
+from ..manifest import Collection, Split
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import beside, geotiff
 from .joined import Reader, joined, stem_of
 from .labels import LabelReader
+from .lists import Lists, read_lists
 
 HEAD_BYTES = 32
 NOWHERE: Mapping[str, set[str]] = {}
@@ -64,11 +65,10 @@ def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set
 
     elsewhere: splits of the images that another source with the same images has, by stem; "" where no split is told.
     """
-    layout = source.collection.layout
     seen: dict[str, files.File] = {}
     sides = side_cars(source, found)
     for file in sorted(found, key=lambda f: (f.name, f.packing != "", f.path)):
-        kind = layout.kind(file.name)
+        kind = source.collection.kind(file.name)
         if kind == "label" or file.name in sides:
             continue
         sample = located(source, file)
@@ -129,10 +129,13 @@ class Labels(Spec):
         path = part.work / "labels" / f"{self.labels}.images.parquet"
         return image_names(path) if path.exists() else {}
 
-    def reader(self, part: Part) -> LabelReader:
-        index = label_index(part.work / "labels" / f"{self.labels}.parquet")
-        read = partial(label_bytes, part.roots[self.source.name], index)
-        return LabelReader(self.source.collection.layout.labels, read, index.get)
+    def reader(self, part: Part) -> Reader:
+        """What its label files and its lists say of images."""
+        about, root = self.source.collection, part.roots[self.source.name]
+        path = part.work / "labels" / f"{self.labels}.parquet"
+        index = label_index(path)
+        labels = LabelReader(about.layout.labels, partial(label_bytes, root, index), index.get)
+        return Reader(self.source.name, about, labels, lists_at(path, root, *about.splits.items()), self.names(part))
 
 
 class Scan(Labels):
@@ -150,16 +153,14 @@ class Scan(Labels):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
-        readers: list[Reader] = [
-            (one.source.name, one.source.collection, one.reader(part), one.names(part)) for one in (self, *self.also)
-        ]
+        readers = [one.reader(part) for one in (self, *self.also)]
         sides = beside.SideCars(root, side_index(part.work / "labels" / f"{self.labels}.parquet"), part.counts)
         out = []
         with image.quiet():
             for sample in from_table(records):
                 part.counts["headers_read"] += 1
                 about = self.source.collection
-                split = about.split_of(sample.name)
+                split = about.split_of(sample.name) or readers[0].lists(sample.name)
                 sample = replace(sample, modality=about.modality, licences=(about.licence,), split=split)
                 with holding(sample):
                     out.append(self._one(sample, root, part, readers, sides))
@@ -176,9 +177,11 @@ class Scan(Labels):
         where, is_beside = sides(sample.name, header, where)
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
         try:
-            said, whose = joined(known, readers)
+            said, whose, silent = joined(known, readers)
         except (SourceError, files.BadFile) as exc:
             return known.drop("label_unreadable", str(exc))
+        split = whose.pop("split", "") or known.split or said.split
+        part.silent.update((source, split) for source in silent)
         whole = Window(0, 0, known.width, known.height)
         return replace(
             known,
@@ -186,7 +189,7 @@ class Scan(Labels):
             boxes=boxes.dumps(boxes.through(said.boxes, whole)),
             captions=said.captions,
             mask=said.mask,
-            split=whose.pop("split", "") or known.split or said.split,
+            split=split,
             acquired=said.acquired,
             footprint=place.footprints(known, [whole])[0],
             **whose,
@@ -249,7 +252,7 @@ LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else p
 
 def label_table(source: Source, found: list[files.File]) -> pa.Table:
     """Where the label files of a collection are, and the side-cars of its images, in order of their names."""
-    sides, kind = side_cars(source, found), source.collection.layout.kind
+    sides, kind = side_cars(source, found), source.collection.kind
     labels = sorted((f for f in found if f.name in sides or kind(f.name) == "label"), key=lambda f: f.name)
     return file_table(labels)
 
@@ -261,7 +264,7 @@ def file_table(found: list[files.File]) -> pa.Table:
 
 def side_cars(source: Source, found: list[files.File]) -> set[str]:
     """Names of the files that lie beside an image and tell its place."""
-    kind = source.collection.layout.kind
+    kind = source.collection.kind
     return beside.of_images(lambda name: kind(name) == "image", (f.name for f in found))
 
 
@@ -284,6 +287,12 @@ def label_index(path: Path) -> dict[str, files.File]:
 def side_index(path: Path) -> dict[str, files.File]:
     """Side-cars, from the table at `path`."""
     return beside.by_name(label_index(path))
+
+
+@lru_cache(maxsize=4)
+def lists_at(path: Path, root: Path, *splits: tuple[str, Split]) -> Lists:
+    """The lists of splits among the label files of the table at `path`."""
+    return read_lists(dict(splits), label_index(path).values(), root)
 
 
 def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:
