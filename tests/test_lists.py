@@ -15,11 +15,11 @@ from PIL import Image
 from worlds import digests, recipe_of, scene, work_done
 
 import datakit
+from datakit.engine import Engine
 from datakit.errors import SourceError
 from datakit.manifest import Collection, Split
 from datakit.plan import check, look
 from datakit.recipe import Recipe
-from datakit.run import Engine
 from datakit.signing import held_out
 from datakit.sources import folder
 from datakit.sources.lists import Lists, absent, read_lists
