@@ -21,7 +21,7 @@ check: install
 	$(BIN)/pytest -q tests/test_layers.py tests/test_public.py
 
 test: check
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 soak: install
 	$(BIN)/pytest -q -m soak
@@ -29,6 +29,7 @@ soak: install
 bench: install
 	$(BIN)/python bench/cut.py
 	$(BIN)/python bench/dedup.py
+	$(BIN)/python bench/engine.py
 
 docs: install
 	mkdir -p $(BUILD)

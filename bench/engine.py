@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -38,20 +38,12 @@ from datakit import run
 from datakit.disk import aside
 from datakit.engine import Engine
 from datakit.recipe import Recipe
-from datakit.sample import Part, Sample, Spec, key_id, make_key, to_table
+from datakit.sample import Sample, key_id, make_key, to_table
 from datakit.sources.scenes import draw
 from datakit.stages.cut import Cut
+from datakit.stages.exclude import Exclude
 
 RESULTS: dict[str, Any] = {}
-
-
-class Nothing(Spec):
-    """A stage that does nothing."""
-
-    VERSION: ClassVar[int] = 1
-
-    def __call__(self, records: pa.Table, part: Part) -> pa.Table:
-        return records
 
 
 def report(name: str, what: str, value: float, unit: str, bar: str = "") -> None:
@@ -80,7 +72,7 @@ def made_parts(work: Path, parts: int, records: int) -> list[run.Job]:
             path = work / "list" / f"made-0_{n}-x.parquet"
             run.write_part(table, path, folder, run.funnel_of(table, table))
             sources.append(path)
-    nothing = Nothing()
+    nothing = Exclude()  # no rules
     return [
         run.Job(nothing, sources[n % len(sources)], work / "none" / f"made-0_{n}-y.parquet", work, {})
         for n in range(parts)

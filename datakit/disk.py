@@ -20,7 +20,7 @@ ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
 def commit(table: pa.Table, path: Path, folder: Path) -> None:
     """Write a table in `folder`, on the same disk, and give it its name when it is whole."""
     temporary = folder / path.name
-    pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, row_group_size=ROW_GROUP)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

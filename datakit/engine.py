@@ -6,6 +6,7 @@ A bounded number of tasks is in flight, so that the scheduler's memory does not 
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import __version__, alone, image
+from .call import call
 from .disk import aside
 from .errors import StageError
 from .hand import Limits
@@ -223,7 +225,7 @@ class Flight:
         self.ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def send(self, item: Any, deaths: int = 0) -> None:
-        future = self.client.submit(self.task, item, pure=False)
+        future = self.client.submit(call, pickle.dumps((self.task, item)), pure=False)
         self.items[future.key] = future, item, deaths
         future.add_done_callback(self.ended.put)
 

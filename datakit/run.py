@@ -97,25 +97,24 @@ class Done:
 
 def funnel_of(came: pa.Table, made: pa.Table) -> Funnel:
     """What happened between two tables; a record that became several left once."""
-    kept = made.filter(pc.equal(made.column("dropped"), ""))
-    lost = made.filter(pc.not_equal(made.column("dropped"), ""))
+    made = made.select(["source", "name", "dropped"])
+    kept, lost = kept_rows(made), made.filter(pc.not_equal(made.column("dropped"), ""))
     one_to_one = kept.num_rows + lost.num_rows == came.num_rows
-    left = kept if one_to_one else kept.group_by(["source", "name"]).aggregate([])
+    left = kept if one_to_one else kept.group_by(["source", "name"], use_threads=False).aggregate([])
     funnel = Funnel(_count(came), _count(left), _count(kept))
-    for row in lost.group_by(["source", "dropped"]).aggregate([([], "count_all")]).to_pylist():
+    for row in lost.group_by(["source", "dropped"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
         funnel.dropped.setdefault(row["source"], Counter())[row["dropped"]] = row["count_all"]
     return funnel
 
 
 def _count(table: pa.Table) -> Counter[str]:
-    rows = table.group_by("source").aggregate([([], "count_all")]).to_pylist()
-    return Counter({row["source"]: row["count_all"] for row in rows})
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(table.column("source")).to_pylist()})
 
 
 def make_part(job: Job) -> Done:
     """Make one part and commit it."""
     start = time.perf_counter()
-    came = kept_rows(pq.read_table(job.source))
+    came = kept_rows(read_part(job.source))
     if job.image:
         came = came.filter(pa.array([mark == job.image for mark in marks_of(came)], pa.bool_()))
     with aside(job.work) as folder:
@@ -128,9 +127,10 @@ def make_part(job: Job) -> Done:
             sync(file)
             file.replace(job.path.parent / file.name)
         write_part(made, job.path, folder, funnel)
-    images = came.group_by(["source", "name"]).aggregate([("file_bytes", "max")])
-    sums = images.group_by("source").aggregate([("file_bytes_max", "sum")]).to_pylist()
-    read = Counter({row["source"]: row["file_bytes_max_sum"] for row in sums})
+    read: Counter[str] = Counter()
+    sources, names, sizes = (came.column(name).to_pylist() for name in ("source", "name", "file_bytes"))
+    for (source, _), size in dict(zip(zip(sources, names, strict=True), sizes, strict=True)).items():
+        read[source] += size
     return Done(job.path, funnel, part.counts, read, time.perf_counter() - start)
 
 
@@ -153,9 +153,16 @@ def marks_of(records: pa.Table) -> list[str]:
     return [image_mark(*about) for about in zip(*columns, strict=True)]
 
 
+def read_part(path: Path) -> pa.Table:
+    """The records of a part."""
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)
+
+
 def kept_rows(table: pa.Table) -> pa.Table:
     """The rows that no stage has dropped."""
-    return table.filter(pc.equal(table.column("dropped"), ""))
+    keeps = pc.equal(table.column("dropped"), "")
+    return table if pc.all(keeps, min_count=0).as_py() else table.filter(keeps)
 
 
 def write_part(table: pa.Table, path: Path, folder: Path, funnel: Funnel) -> None:

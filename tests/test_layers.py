@@ -11,7 +11,7 @@ import datakit
 
 PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
-    "errors",
+    "errors call",
     "sample kernels disk",
     "buckets validate hand",
     "boxes windows columns measure manifest files index hamming alone",
