@@ -46,32 +46,34 @@ class Guarded:
     limits: Limits
     token: Path | None = None  # a folder below WORK/tmp
     versions: tuple[str, ...] = ()
-    cache_bytes: int = 0
 
     def __call__(self, item: Any) -> Any:
-        self.check()
-        return alone.safely(self.task, self.limits, item) if hasattr(item, "only") else self.task(item)
+        has_bytes = self.check()
+        if not hasattr(item, "only"):
+            return self.task(item)
+        limits = replace(self.limits, memory_bytes=self.limits.memory_bytes or has_bytes)
+        return alone.safely(self.task, limits, item)
 
-    def check(self) -> None:
-        """StageError where a worker would make other bytes, or does not see the folder of parts."""
+    def check(self) -> int:
+        """Memory of this worker; StageError where it would make other bytes, or does not see the folder of parts."""
         from distributed import get_worker
 
         where = os.uname().nodename
         if self.versions != versions():
-            here, there = (
-                ", ".join(sorted(set(a) - set(b)))
-                for a, b in ((versions(), self.versions), (self.versions, versions()))
-            )
-            raise StageError(f"the worker on {where} has {here}, this build {there}: install the same on all machines")
+            here, there = (set(a) - set(b) for a, b in ((versions(), self.versions), (self.versions, versions())))
+            has, needs = (", ".join(sorted(which)) for which in (here, there))
+            raise StageError(f"the worker on {where} has {has}, this build {needs}: install the same on all machines")
         if self.token is not None and not self.token.exists():
             raise StageError(
                 f"the worker on {where} does not see {self.token.parents[1]}: --work must be on a disk that all share"
             )
-        if get_worker().state.nthreads != 1:
-            raise StageError(
-                f"the worker on {where} has {get_worker().state.nthreads} threads: start it with --nthreads 1"
-            )
-        os.environ.setdefault("GDAL_CACHEMAX", str(self.cache_bytes // 1_000_000 or ""))
+        worker = get_worker()
+        if worker.state.nthreads != 1:
+            raise StageError(f"the worker on {where} has {worker.state.nthreads} threads: start it with --nthreads 1")
+        has_bytes = int(worker.memory_manager.memory_limit or 0)
+        if has_bytes:
+            os.environ.setdefault("GDAL_CACHEMAX", str(max(has_bytes // CACHE_SHARE // 1_000_000, 1)))
+        return has_bytes
 
 
 def versions() -> tuple[str, ...]:
@@ -160,7 +162,7 @@ class Engine:
         if self._token is None and self.work is not None:
             self._token = self._lasting.enter_context(aside(self.work))
         limits = replace(self.limits, memory_bytes=self.memory_bytes)
-        return Guarded(task, limits, self._token, versions(), self.share_bytes // CACHE_SHARE)
+        return Guarded(task, limits, self._token, versions())
 
     def _room(self) -> int:
         workers = len(self._client.nthreads()) if self.scheduler else self.workers

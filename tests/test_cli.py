@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 import datakit
 from datakit.cli import main
+from datakit.cli import size as size_of
 from datakit.manifest import Manifest
 
 Out = pytest.CaptureFixture[str]
@@ -115,6 +117,28 @@ def test_check_prints_the_plan_before_it_fails(world: Path, capsys: Out) -> None
     out, err = capsys.readouterr()
     assert f"  air: {Path('other/air')}  https://example.org/air" in out
     assert err == "datakit: not on disk: air. Fetch them, correct --data, or leave them out with --allow-missing\n"
+
+
+def test_status(world: Path, capsys: Out) -> None:
+    assert main(["build", "small.yaml", "--data", "data", "--workers", "0", "--memory", "2GB"]) == 0
+    capsys.readouterr()
+    assert main(["status", "small.work"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert f"small -> {world / 'small'}: complete" in lines
+    told = json.loads(last)
+    assert told[0]["steps"]["cut"] == [1, 1]
+    assert told[0]["steps"]["shards"] == [1, 1]
+    assert told[0]["dropped"] == {"measured": {"flat": 1}}
+    assert fails(capsys, "status", "data").startswith("data: not a work folder of datakit")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 16 * 10**9), ("1.5 gib", 3 * 2**29), ("700", 700), ("2MB", 2 * 10**6)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert size_of(text) == size
+    with pytest.raises(argparse.ArgumentTypeError, match="16GB or 500MB"):
+        size_of(text + "x")
 
 
 def test_gc(world: Path, capsys: Out) -> None:

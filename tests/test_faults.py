@@ -23,7 +23,8 @@ from PIL import Image
 from worlds import digests, geotiff, recipe_of, scene, work_done, write_recipe
 
 import datakit
-from datakit import alone, disk, hand, listing, pipeline
+from datakit import alone, disk, engine, hand, listing, pipeline
+from datakit.engine import Guarded, versions
 from datakit.errors import StageError
 from datakit.folders import STEPS
 from datakit.hand import InHand, Limits
@@ -221,15 +222,14 @@ def test_a_part_that_an_orphan_ends_late_does_no_harm(cluster: Cluster, undistur
 
 
 def test_a_worker_with_other_libraries_or_another_disk_is_refused(forty: Path, tmp_path: Path) -> None:
-    from datakit.engine import Guarded, versions
-
     with pytest.raises(StageError, match=r"datakit 0\.0\.0"):
         Guarded(str, Limits(), versions=("datakit 0.0.0", *versions()[1:])).check()
     with pytest.raises(StageError, match="does not see"):
         Guarded(str, Limits(), tmp_path / "work" / "tmp" / "token", versions()).check()
 
 
-def test_nobody_answers(forty: Path, tmp_path: Path) -> None:
+def test_nobody_answers(forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CONNECT_S", 1.0)
     with pytest.raises(StageError, match="no Dask scheduler with a worker answers there"):
         datakit.build(recipe_of("forty"), forty, tmp_path / "out", scheduler="tcp://127.0.0.1:9")
 
