@@ -25,7 +25,7 @@ LAYERS = [
     "decide",
     "collect plan query draft collections_page",
     "leave",
-    "pipeline status",
+    "pipeline status stream",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}

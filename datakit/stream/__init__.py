@@ -1,0 +1,1 @@
+"""Shards to batches: which sample comes when, and how it gets onto the device."""
