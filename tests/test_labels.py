@@ -62,6 +62,28 @@ def test_no_label_file_is_no_error(name):
     assert reader((ClassFolders(level=9), DotaText(), VocXml(), COCO), {})(name) == NOTHING
 
 
+def test_of_several_places_of_a_label_file_the_first_that_is_there_is_read():
+    several = (DotaText(path="a/{stem}.txt"), DotaText(path="b/{stem}.txt"), VocXml(path="b/{stem}.xml"))
+    xml = "<a><object><name>plane</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    files = {"b/P1.txt": "1 1 9 1 9 9 1 9 ship 0", "b/P1.xml": f"{xml}</object></a>"}
+    assert [box.category for box in reader(several, files)("P1.png").boxes] == ["ship", "plane"]
+    both = files | {"a/P1.txt": "1 1 9 1 9 9 1 9 tank 0"}
+    assert [box.category for box in reader(several, both)("P1.png").boxes] == ["tank", "plane"]
+
+
+def test_a_file_of_many_images_is_parsed_once_for_all_folders_that_it_may_be_of():
+    asked: list[str] = []
+    data = json.dumps(one(bbox=[1, 1, 5, 5])).encode()
+
+    def read(name: str) -> bytes:
+        asked.append(name)
+        return data
+
+    labels = LabelReader((CocoJson(path="i.json", images="x"), CocoJson(path="i.json", images="{dir}/..")), read)
+    assert [len(labels(Sample(name=name)).boxes) for name in ("y/a/1.jpg", "z/a/1.jpg", "1.jpg")] == [1, 1, 0]
+    assert asked == ["i.json"]
+
+
 @pytest.mark.parametrize("template", ["../{stem}.txt", "{dir}/../../{stem}.txt", "/{stem}.txt", "{dir}/../.."])
 def test_a_path_out_of_the_collection_is_never_read(template):
     def read(name: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Label files in JSON: COCO, GeoJSON, fMoW's, captions. What a reader gives of one image is a `Labelled`."""
+"""Label files in JSON: COCO, GeoJSON, fMoW's, captions. What a reader gives of one image is a `Labelled`.
+
+A file of many images knows each by its name relative to the folder that its names are relative to.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,9 @@ def parsed(path: str, data: bytes) -> Any:
         raise SourceError(f"{path}, line {getattr(exc, 'lineno', 1)}: expected JSON: {exc}") from None
 
 
-def named(images: str, file_name: str) -> str:
-    """Name, within the collection, of an image that a label file names."""
-    return posixpath.normpath(posixpath.join(images, file_name.replace("\\", "/")))
+def named(file_name: str) -> str:
+    """Name of an image that a label file names, relative to the folder that its names are relative to."""
+    return posixpath.normpath(file_name.replace("\\", "/"))
 
 
 def _xywh(where: str, key: str, value: object) -> tuple[float, ...]:
@@ -71,11 +74,11 @@ def _xywh(where: str, key: str, value: object) -> tuple[float, ...]:
 class Coco:
     """One COCO file, by image. Its dates are left alone: annotation tools write the day of their own work there."""
 
-    def __init__(self, path: str, data: bytes, images: str) -> None:
+    def __init__(self, path: str, data: bytes) -> None:
         self._path = path
         plain = parsed(path, data)
         try:
-            places = {i["id"]: named(images, i["file_name"]) for i in plain["images"]}
+            places = {i["id"]: named(i["file_name"]) for i in plain["images"]}
             categories = {c["id"]: str(c["name"]) for c in plain.get("categories", [])}
             self._notes: dict[str, list[tuple[str | None, dict[str, Any]]]] = {}
             for note in plain.get("annotations", []):  # the files of test splits have none
@@ -117,7 +120,7 @@ class Features:
     empty one, or one outside of the domain of the image's projection.
     """
 
-    def __init__(self, path: str, data: bytes, spec: GeoJson, images: str) -> None:
+    def __init__(self, path: str, data: bytes, spec: GeoJson) -> None:
         self._path, self._spec = path, spec
         plain = parsed(path, data)
         self._crs = _crs(path, plain)
@@ -132,7 +135,7 @@ class Features:
                 if not isinstance(image, str):
                     raise SourceError(f"{path}, feature {n}: expected the file name of an image in "
                                       f"{spec.image}, found {image!r:.80}")  # fmt: skip
-                name = named(images, image)
+                name = named(image)
             if spec.bounds and spec.bounds not in properties:
                 raise SourceError(f"{path}, feature {n}: expected {spec.bounds}, found {', '.join(properties)!r:.80}")
             shape = properties[spec.bounds] if spec.bounds else feature.get("geometry")
@@ -324,7 +327,7 @@ def fmow(path: str, data: bytes) -> Labelled:
 class Captioned:
     """One file of captions, by image: RSICD's `images` with `filename`, `sentences` (`raw`) and perhaps `split`."""
 
-    def __init__(self, path: str, data: bytes, images: str) -> None:
+    def __init__(self, path: str, data: bytes) -> None:
         self._path = path
         plain = parsed(path, data)
         entries = plain.get("images") if isinstance(plain, dict) else None
@@ -335,7 +338,7 @@ class Captioned:
             name = entry.get("filename") if isinstance(entry, dict) else None
             if not isinstance(name, str):
                 raise SourceError(f"{path}, image {n}: expected {{filename, sentences}}, found {entry!r:.80}")
-            self._notes.setdefault(named(images, name), []).append((n, entry))
+            self._notes.setdefault(named(name), []).append((n, entry))
 
     def of(self, image: Sample, name: str) -> Labelled:
         """Captions and split of one image."""

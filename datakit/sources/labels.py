@@ -12,7 +12,18 @@ from xml.parsers import expat
 from ..boxes import Box, rectangle, turned
 from ..errors import SourceError
 from ..files import READABLE, File
-from ..manifest import Captions, ClassFolders, CocoJson, DotaText, FmowJson, GeoJson, Labels, MaskRaster, MaskSource
+from ..manifest import (
+    Captions,
+    ClassFolders,
+    CocoJson,
+    DotaText,
+    FmowJson,
+    GeoJson,
+    Labels,
+    MaskRaster,
+    MaskSource,
+    VocXml,
+)
 from ..sample import Sample
 from .formats import Captioned, Coco, Features, Labelled, fmow, number
 
@@ -42,12 +53,18 @@ class LabelReader:
         self._labels = sorted(labels, key=lambda each: not isinstance(each, ClassFolders))
         self._read = read
         self._find = find
-        self._shared: dict[tuple[int, str, str], Index | str | None] = {}  # str: why the file cannot be used
+        self._shared: dict[tuple[str, str], Index | str | None] = {}  # str: why the file cannot be used
 
     def __call__(self, image: Sample) -> Labelled:
         """Labels of an image; its name is a posix path within the collection."""
         name = posixpath.normpath(image.name)
-        found = [self._labelled(n, image, name) for n in range(len(self._labels))]
+        found: list[Labelled] = []
+        read: set[str] = set()  # kinds of which an image has one file: further entries say where else it may lie
+        for labels in self._labels:
+            said = None if labels.kind in read else self._labelled(labels, image, name)
+            if said is not None:
+                found.append(said)
+                read |= {labels.kind} if isinstance(labels, DotaText | VocXml) else set()
         return Labelled(
             label=next((f.label for f in found if f.label), ""),
             boxes=[box for f in found for box in f.boxes],
@@ -58,23 +75,23 @@ class LabelReader:
             split=next((f.split for f in found if f.split), ""),
         )
 
-    def _labelled(self, n: int, image: Sample, name: str) -> Labelled:
-        labels = self._labels[n]
+    def _labelled(self, labels: Labels, image: Sample, name: str) -> Labelled | None:
+        """What one entry says of an image; None where there is no such file."""
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
             return Labelled(folders[-labels.level] if labels.level <= len(folders) else "")
         path = label_path(labels.path, name)
         if path is None:
-            return Labelled()
+            return None
         if isinstance(labels, MaskRaster):
             return Labelled(mask=self._mask(labels, path))
         if isinstance(labels, CocoJson | GeoJson | Captions):
             images = label_path(labels.images or ".", name)
-            index = None if images is None else self._index(n, labels, path, images)
-            return index.of(image, name) if index else Labelled()
+            index = None if images is None else self._index(labels, path)
+            return index.of(image, posixpath.relpath(f"/{name}", f"/{images}")) if index else None
         data = self._read(path)
         if data is None:
-            return Labelled()
+            return None
         if isinstance(labels, DotaText):
             return _dota(path, data)
         if isinstance(labels, FmowJson):
@@ -95,14 +112,14 @@ class LabelReader:
         }
         return MaskSource(file=asdict(file), **said).to_json()
 
-    def _index(self, n: int, labels: Shared, path: str, images: str) -> Index | None:
+    def _index(self, labels: Shared, path: str) -> Index | None:
         """The labels of a file by image. A file of many images is kept: one of a gigabyte is not parsed for each."""
         if "{stem" in labels.path or "{name" in labels.path:
-            return self._opened(labels, path, images)
-        key = (n, path, images)
+            return self._opened(labels, path)
+        key = (labels.model_dump_json(exclude={"images"}), path)
         if key not in self._shared:
             try:
-                self._shared[key] = self._opened(labels, path, images)
+                self._shared[key] = self._opened(labels, path)
             except SourceError as exc:
                 self._shared[key] = str(exc)
         index = self._shared[key]
@@ -110,13 +127,13 @@ class LabelReader:
             raise SourceError(index)
         return index
 
-    def _opened(self, labels: Shared, path: str, images: str) -> Index | None:
+    def _opened(self, labels: Shared, path: str) -> Index | None:
         data = self._read(path)
         if data is None:
             return None
         if isinstance(labels, GeoJson):
-            return Features(path, data, labels, images)
-        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data, images)
+            return Features(path, data, labels)
+        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data)
 
 
 def label_path(template: str, name: str) -> str | None:
