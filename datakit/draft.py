@@ -161,9 +161,12 @@ def paths_of(content: Content, index: Index) -> list[str]:
         return []
     pairs = [(image, name) for name, _ in content.files if (image := index.image_of(name))]
     ways = [hints.template(image, name) for image, name in pairs]
-    from_image, from_top = ({way[n] for way in ways if way[n]} for n in (0, 1))
-    same = len(from_image) == 1 and not any(map(hints.split_of, next(iter(from_image)).split("/")))
-    return sorted(from_image if same else from_top if len(from_top) <= PATHS else ())
+    from_image, by_folder, from_top = ({way[n] for way in ways} for n in (0, 1, 2))
+    if len(from_image) == 1 and not any(map(hints.split_of, next(iter(from_image)).split("/"))):
+        return sorted(from_image - {""})
+    if len(by_folder) == 1 and "" not in by_folder:
+        return sorted(by_folder)
+    return sorted(from_top - {""} if len(from_top) <= PATHS else ())
 
 
 def _of_many(kind: str, name: str, data: bytes, index: Index) -> Entry:

@@ -136,8 +136,7 @@ def test_labels_whose_folders_name_the_split(tmp_path: Path) -> None:
         for n in range(3):
             put(root, f"labels/{split}/{split}{n}.xml", CONTENT[VocXml](None, []))
     plain, records = read(root, tmp_path)
-    paths = [f"labels/{split}/{{stem}}.xml" for split in ("train", "val")]
-    assert [entry["path"] for entry in plain["layout"]["labels"]] == paths
+    assert [entry["path"] for entry in plain["layout"]["labels"]] == ["{dir}/../../labels/{folder}/{stem}.xml"]
     assert all(json.loads(record.boxes) for record in records)
 
 
@@ -235,6 +234,56 @@ def test_colour_masks_beside_their_images(tmp_path: Path) -> None:
     assert all(record.mask for record in records)
 
 
+def masks(root: Path, *names: str) -> None:
+    """A mask an image, of three levels: the n-th has level n everywhere."""
+    for n, name in enumerate(names):
+        put(root, name, CONTENT[MaskRaster](MaskRaster(path="x", classes={n % 3: "a"}), []))
+
+
+REGIONS = tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "folders", "path"),
+    [
+        ("images/{}/{}.png", "labels/{}/{}.png", ("train", "val"), "{dir}/../../labels/{folder}/{stem}.png"),
+        ("images/{}/{}.jpg", "annotations/{}/{}.png", ("training", "validation"), None),
+        ("img_dir/{}/{}.png", "ann_dir/{}/{}.png", ("train", "val", "test"), None),
+        ("images/{}/{}.png", "masks/{}/{}.png", REGIONS, "{dir}/../../masks/{folder}/{stem}.png"),
+        ("{}/images/{}.png", "{}/targets/{}_target.png", ("train", "hold"), "{dir}/../targets/{stem}_target.png"),
+        ("{}/images/{}.png", "{}/target/{}.png", ("train", "val"), None),
+        ("x/{}/images/{}.png", "x/{}/Semantic_masks/images/{}.png", ("train", "val"), None),
+        ("segmentation/{}/img/{}.png", "segmentation/{}/seg/{}.png", ("train", "val"), None),
+        ("masks_of_land/{}/{}_sat.png", "masks_of_land/{}/{}_mask.png", ("train", "val"), None),
+        ("s/{}/JPEGImages/{}.jpg", "s/{}/SegmentationClass/{}.png", ("train", "val"), None),
+        ("train_{}/images/{}.png", "train_{}/labels/{}.png", tuple(map(str, range(45))), "{dir}/../labels/{stem}.png"),
+    ],
+)
+def test_masks_are_no_training_images(
+    image: str, mask: str, folders: tuple[str, ...], path: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    names = [image.format(folder, n) for folder in folders for n in range(2)]
+    images(root, *names)
+    masks(root, *(mask.format(folder, n) for folder in folders for n in range(2)))
+    plain, records = read(root, tmp_path)
+    assert sorted(record.name for record in records) == sorted(names)
+    for record in records:
+        folder, n = next((f, n) for f in folders for n in range(2) if image.format(f, n) == record.name)
+        assert json.loads(record.mask)["file"]["name"] == mask.format(folder, n)
+    paths = [entry["path"] for entry in plain["layout"]["labels"] if entry["kind"] == "mask"]
+    assert path is None or paths == [path]
+    assert plain["bands"] == ["red", "green", "blue"]
+
+
+def test_folders_above_all_images_and_names_of_tasks_say_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    names = ["labels_2020/landcover/train/1.jpg", "labels_2020/roads/train/1.jpg"]
+    images(root, *names)
+    _, records = read(root, tmp_path)
+    assert sorted(record.name for record in records) == names
+
+
 def test_bands_types_and_places(tmp_path: Path) -> None:
     for n in range(3):
         pixels = np.zeros((16, 16, 5), np.uint16)
@@ -283,7 +332,12 @@ def test_names_that_are_globs_or_yaml(tmp_path: Path) -> None:
 def test_many_folders_of_many_kinds(tmp_path: Path) -> None:
     images(tmp_path, *(f"images/train{n}/x{n}.png" for n in range(60)))
     about, _, _ = drafted(tmp_path)
-    assert about.layout.images == ("**/*.png",)
+    assert about.layout.images == ("images/**/*.png",)
+    assert about.splits["train"].images == ("images/**/*.png",)
+    images(tmp_path, "images/test7/x.png")
+    about, _, _ = drafted(tmp_path)
+    assert about.split_of("images/test7/x.png") == "test"
+    assert len(about.splits["train"].images) == 60
 
 
 def test_archives_that_are_not_read_are_told(tmp_path: Path) -> None:
@@ -359,6 +413,20 @@ def test_splits_of_folders(folder: str, split: str) -> None:
 )
 def test_paths_of_label_files(image: str, label: str, path: str) -> None:
     assert template(image, label)[0] == path
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "path"),
+    [
+        ("images/oslo/a.png", "masks/oslo/a.png", "{dir}/../../masks/{folder}/{stem}.png"),
+        ("oslo/a.png", "masks/oslo/a_m.png", "{dir}/../masks/{folder}/{stem}_m.png"),
+        ("oslo/a.png", "oslo/a.xml", ""),
+        ("a.png", "a.xml", ""),
+        ("images/a.png", "masks/a.png", ""),
+    ],
+)
+def test_paths_of_label_files_by_the_name_of_a_folder(image: str, label: str, path: str) -> None:
+    assert template(image, label)[1] == path
 
 
 @pytest.mark.parametrize(

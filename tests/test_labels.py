@@ -108,6 +108,7 @@ def test_templates_take_folder_stem_and_name():
         ("{stem:-0}.{stem:+0}", "855_sat.855_sat"),
         ("x{stem:-7}{stem:-99}{stem:+99}", "x"),
         ("{stem:4}{dir:-1}", "{stem:4}{dir:-1}"),
+        ("{dir}/../m/{folder}/{stem}.png", "m/a/855_sat.png"),
     ],
 )
 def test_templates_take_parts_of_the_stem(template, path):

@@ -30,7 +30,7 @@ from .formats import Captioned, Coco, Features, Labelled, fmow, number
 __all__ = ["LabelReader", "Labelled"]
 
 _SHAPES = ("points", "polygon", "robndbox", "bndbox")  # in VOC files; the tighter one first
-TOKEN = re.compile(r"\{(dir|stem|name)\}|\{stem:([+-])(\d+)\}")
+TOKEN = re.compile(r"\{(dir|folder|stem|name)\}|\{stem:([+-])(\d+)\}")
 
 Shared = CocoJson | GeoJson | Captions  # one file may be of many images
 Index = Coco | Features | Captioned
@@ -138,13 +138,15 @@ class LabelReader:
 
 def label_path(template: str, name: str) -> str | None:
     """A path within the collection; {dir}, {stem}, {name} are of the image: its folder, its file without and with
-    suffix; {stem:-4} is the stem without its last 4 characters, {stem:+4} the one without its first 4.
+    suffix; {folder} is the last part of {dir}; {stem:-4} is the stem without its last 4 characters, {stem:+4} the one
+    without its first 4.
 
     None if the path climbs out of the collection.
     """
     file = posixpath.basename(name)
     stem = posixpath.splitext(file)[0]
-    values = {"dir": posixpath.dirname(name) or ".", "stem": stem, "name": file}
+    folder = posixpath.dirname(name)
+    values = {"dir": folder or ".", "folder": posixpath.basename(folder) or ".", "stem": stem, "name": file}
 
     def value(token: re.Match[str]) -> str:
         word, side, count = token.groups()
