@@ -17,13 +17,15 @@ from . import files, hints, image, place
 from .errors import RecipeError, SourceError
 from .files import File
 from .grouping import FIRST, Group, Groups, Index
-from .manifest import Collection
+from .manifest import NO_LABEL, Collection
+from .masks import levels_in
 from .ondisk import size, unpacked_by, walk
 from .sample import IMAGE_SUFFIX, Sample
 from .sources import beside
 from .sources.scan import read_header
 from .validate import validate
 
+MOST_CLASSES = 64  # of a mask; more are no classes
 PATHS = 6  # label files, or paths of them, that are written one by one
 TODO = "# to complete:"
 
@@ -206,17 +208,26 @@ def _more(kind: str, contents: list[bytes]) -> tuple[dict[str, Any], str]:
     if kind == "geojson":
         entry = _geojson(contents[0], hints.properties(contents[0]))
         return {key: value for key, value in entry.fields.items() if key not in ("kind", "path")}, entry.todo
-    if kind != "mask":
-        return {}, ""
-    found = [hints.levels(data) for data in contents]
-    colours = sorted({colour for _, those in found for colour in those})
-    if colours and len(colours) <= hints.MOST_LEVELS:
+    return _levels(contents) if kind == "mask" else ({}, "")
+
+
+def _levels(contents: list[bytes]) -> tuple[dict[str, Any], str]:
+    """The classes of masks, by level or by colour.
+
+    White beside grays is a class, for which seg.png has no 255; 255 beside levels of classes is what has no label.
+    """
+    found = [levels_in(data) for data in contents]
+    colours = {colour for _, those in found for colour in those}
+    levels = {level for those, _ in found for level in those}
+    if NO_LABEL in levels and not levels & set(range(1, MOST_CLASSES)):
+        colours |= {(level, level, level) for level in levels}
+    if colours and len(colours) <= MOST_CLASSES:
         named = {n: f"class_{n}" for n in range(len(colours))}
-        by_level = {n: list(colour) for n, colour in enumerate(colours)}
+        by_level = {n: list(colour) for n, colour in enumerate(sorted(colours))}
         return {"classes": named, "colours": by_level}, "names of the classes, and their colours"
-    levels = sorted({level for those, _ in found for level in those})
-    named = {n: f"class_{n}" for n in levels[: hints.MOST_LEVELS]}
-    return ({"classes": named} if named else {}), "names of the classes; ignore: [levels that mean no label]"
+    named = {n: f"class_{n}" for n in sorted(levels) if 0 <= n < NO_LABEL}
+    todo = "names of the classes; ignore: [levels that mean no label]" + ("; 255 means none" * (NO_LABEL in levels))
+    return ({"classes": named} if 0 < len(named) <= MOST_CLASSES else {}), todo
 
 
 def class_folders(images: list[Group]) -> list[Entry]:

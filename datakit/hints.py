@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 import re
 from typing import Any
 from xml.etree import ElementTree
-
-from PIL import Image
 
 SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # other names of a split
 MASK_WORDS = {
@@ -23,7 +20,6 @@ KEPT_WORDS = {
     "geojsons", "xml", "txt", "captions", "imagesets",
 }  # fmt: skip
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\0\0\0\x0cjP  ")
-MOST_LEVELS = 64
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|train|training|val|valid|validation|test|testing|unlabell?ed)(?![a-z])")
 _TAIL = re.compile(r"[_-][A-Za-z]+\Z")
 
@@ -165,17 +161,3 @@ def _way(here: str, there: str) -> str:
     """The way from the folder of an image to another folder."""
     way = posixpath.relpath(there or ".", here or ".")
     return "{dir}" if way == "." else posixpath.join("{dir}", way)
-
-
-def levels(data: bytes) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """The levels of a mask of one band, or the colours of one of three; both empty where they are too many."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "TIFF", "BMP", "JPEG", "GIF"]) as picture:
-            if picture.format == "JPEG" or picture.mode not in ("L", "P", "1", "RGB", "RGBA"):
-                return [], []
-            plain = picture.convert("RGB") if picture.mode == "RGBA" else picture
-            counted: Any = plain.getcolors(MOST_LEVELS) or []
-    except (OSError, ValueError, SyntaxError):
-        return [], []
-    values = sorted(value for _, value in counted)
-    return ([], values) if values and isinstance(values[0], tuple) else (values, [])

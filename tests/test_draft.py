@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from rasterio.crs import CRS
-from test_layouts import CONTENT, draw, scanned
+from test_layouts import CONTENT, HEIGHT, WIDTH, draw, scanned
 from worlds import geotiff
 
 from datakit.cli import main
@@ -238,6 +238,50 @@ def masks(root: Path, *names: str) -> None:
     """A mask an image, of three levels: the n-th has level n everywhere."""
     for n, name in enumerate(names):
         put(root, name, CONTENT[MaskRaster](MaskRaster(path="x", classes={n % 3: "a"}), []))
+
+
+def drafted_mask(root: Path, *pictures: Image.Image, **options: Any) -> dict[str, Any]:
+    """What the draft says of masks like these."""
+    images(root, *(f"images/{n}.png" for n in range(len(pictures))))
+    for n, picture in enumerate(pictures):
+        (root / "masks").mkdir(exist_ok=True)
+        picture.save(root / "masks" / f"{n}.png", **options)
+    _, plain, _ = drafted(root)
+    (entry,) = plain["layout"]["labels"]
+    return {key: value for key, value in entry.items() if key in ("classes", "colours")}
+
+
+def levels_of(*levels: int) -> Image.Image:
+    return Image.fromarray(np.resize(np.array(levels, np.uint8), (HEIGHT, WIDTH)))
+
+
+def test_masks_of_black_and_white_are_of_two_colours(tmp_path: Path) -> None:
+    found = drafted_mask(tmp_path / "gray", levels_of(0, 255), levels_of(0))
+    assert found == {"classes": {0: "class_0", 1: "class_1"}, "colours": {0: [0] * 3, 1: [255] * 3}}
+    assert drafted_mask(tmp_path / "one", levels_of(255))["colours"] == {0: [255] * 3}
+    assert drafted_mask(tmp_path / "three", levels_of(0, 128, 255))["colours"] == {
+        0: [0] * 3,
+        1: [128] * 3,
+        2: [255] * 3,
+    }
+
+
+def test_255_beside_levels_of_classes_is_no_class(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    found = drafted_mask(root, levels_of(0, 1, 5, 255), levels_of(2))
+    assert found == {"classes": {n: f"class_{n}" for n in (0, 1, 2, 5)}}
+    assert "; 255 means none" in draft(root)
+
+
+def test_levels_of_masks_are_those_that_a_build_reads(tmp_path: Path) -> None:
+    """A file's own numbers: Pillow gives 0 and 255 for 1 bit, colours or spread levels for a palette of 2."""
+    assert drafted_mask(tmp_path / "bit", levels_of(0, 255).convert("1"))["classes"] == {0: "class_0", 1: "class_1"}
+    palette = levels_of(0, 1, 3)
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    assert [*drafted_mask(tmp_path / "palette", palette, bits=2)["classes"]] == [0, 1, 3]
+    deep = Image.fromarray(np.resize(np.array([0, 7], np.uint16), (HEIGHT, WIDTH)))
+    assert [*drafted_mask(tmp_path / "deep", deep)["classes"]] == [0, 7]
+    assert drafted_mask(tmp_path / "noise", levels_of(*range(200))) == {}
 
 
 REGIONS = tuple("abcdefghij")
