@@ -33,6 +33,7 @@ class ClassFolders(Spec):
 
     kind: Literal["class_folders"] = "class_folders"
     level: int = Field(1, ge=1, description="1: the folder itself, 2: the one above it, …")
+    skip: tuple[str, ...] = Field((), description="folders that are no class, as the one of unlabelled images")
 
 
 class DotaText(Spec):

@@ -57,6 +57,13 @@ def test_class_is_the_folder(name, level, label):
     assert reader(ClassFolders(level=level), {})(name) == NOTHING._replace(label=label)
 
 
+def test_folders_that_are_no_class_are_skipped():
+    read = reader(ClassFolders(skip=("test", "misc")), {})
+    assert [read(name).label for name in ("train/bridge/1.jpg", "test/1.jpg", "train/misc/1.jpg", "test/a/1.jpg")] == [
+        "bridge", "", "", "a",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["images/P1.png", "P1.png", "a/b/P1.png"])
 def test_no_label_file_is_no_error(name):
     assert reader((ClassFolders(level=9), DotaText(), VocXml(), COCO), {})(name) == NOTHING

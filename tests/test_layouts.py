@@ -31,6 +31,7 @@ from datakit.manifest import (
 )
 from datakit.ondisk import find
 from datakit.recipe import Recipe
+from datakit.rules import is_evaluation
 from datakit.sample import Part, Sample, from_table, to_table
 from datakit.sources.labels import label_path
 from datakit.sources.scan import Scan, Source, label_table, listing
@@ -299,6 +300,39 @@ def test_isaid_is_read_flat_and_as_downloaded(tree: str, tmp_path: Path) -> None
     assert json.loads(record.mask)["file"]["name"].endswith("P0000_instance_color_RGB.png")
 
 
+@pytest.mark.parametrize(
+    ("image", "mask_file", "split"),
+    [
+        ("train/855_sat.jpg", "train/855_mask.png", "train"),
+        ("data/training_data/images/855_sat.jpg", "data/training_data/masks/855_mask.png", "train"),
+        ("data/test_data/images/855_sat.jpg", "data/test_data/masks/855_mask.png", "test"),
+        ("data.zip::data/test_data/images/855_sat.jpg", "data/test_data/masks/855_mask.png", "test"),
+    ],
+)
+def test_deepglobe_is_read_as_published_and_as_split_by_users(
+    image: str, mask_file: str, split: str, tmp_path: Path
+) -> None:
+    about = Collection.load(FOLDER / "deepglobe_land.yaml")
+    put(tmp_path / "tree", image, picture(about, tmp_path))
+    labels = next(labels for labels in about.layout.labels if isinstance(labels, MaskRaster))
+    put(tmp_path / "tree", mask_file, mask(labels, []))
+    (record,) = scanned(about, tmp_path / "tree", tmp_path / "work")
+    assert (record.dropped, record.split) == ("", split)
+    assert json.loads(record.mask)["file"]["name"] == mask_file
+
+
+def test_the_bulk_of_million_aid_is_for_pretraining_and_has_no_class(tmp_path: Path) -> None:
+    about = Collection.load(FOLDER / "million_aid.yaml")
+    for n, name in enumerate(("train/water_area/beach/P1.jpg", "test/P2.jpg")):
+        draw(about, tmp_path / "tree" / name, n)
+    records = {record.name: record for record in scanned(about, tmp_path / "tree", tmp_path / "work")}
+    assert {name: record.label for name, record in records.items()} == {
+        "train/water_area/beach/P1.jpg": "beach",
+        "test/P2.jpg": "",
+    }
+    assert not any(is_evaluation(record.split) for record in records.values())
+
+
 def says(record: Sample, labels: Labels, root: Path) -> bool:
     """Whether a record has what its label file says."""
     if isinstance(labels, MaskRaster):
@@ -334,7 +368,8 @@ def test_three_images_and_their_labels_are_read(path: Path, glob: str, tmp_path:
             assert says(record, labels, tmp_path / "tree"), labels
         for labels in about.layout.labels:
             if isinstance(labels, ClassFolders):
-                assert record.label == name.split("/")[-1 - labels.level]
+                folder = name.split("/")[-1 - labels.level]
+                assert record.label == ("" if folder in labels.skip else folder)
 
 
 WITH_LISTS = [path for path in PATHS if any(spec.lists for spec in Collection.load(path).splits.values())]

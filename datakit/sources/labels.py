@@ -79,7 +79,8 @@ class LabelReader:
         """What one entry says of an image; None where there is no such file."""
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
-            return Labelled(folders[-labels.level] if labels.level <= len(folders) else "")
+            label = folders[-labels.level] if labels.level <= len(folders) else ""
+            return Labelled("" if label in labels.skip else label)
         path = label_path(labels.path, name)
         if path is None:
             return None
