@@ -108,7 +108,7 @@ class Build(leave.Story):
         recipe = self.recipe
         stages: dict[str, Stage | None] = {
             "exclude": recipe.header_rules(),
-            "slice": recipe.slice,
+            "slice": recipe.slicing(),
             "cut": recipe.cut,
             "measured": recipe.measured_rules(),
         }
@@ -168,7 +168,9 @@ class Build(leave.Story):
                 funnel.add(done.funnel)
                 self.progress(name, n, len(jobs))
         self.funnels[name] = funnel
-        rules = {"exclude": self.recipe.header_rules(), "measured": self.recipe.measured_rules()}.get(name)
+        recipe = self.recipe
+        steps = {"exclude": recipe.header_rules, "slice": recipe.size_rules, "measured": recipe.measured_rules}
+        rules = steps[name]() if name in steps else None
         if rules:
             reasons: Counter[str] = sum(funnel.dropped.values(), Counter())
             check_shares(rules.rules, sum(funnel.came.values()), reasons)

@@ -184,8 +184,9 @@ class Look:
         some = pq.read_table(self.work / f"{source.name}.parquet")
         some = kept(some, Scan(source=source, labels=source.name, also=also)(some, part), e.dropped)
         e.opened, e.silent = some.num_rows, part.silent
+        way = self.recipe.slicing()
         for sample in from_table(kept(some, self.recipe.header_rules()(some, part), e.dropped)):
-            for tile in self.recipe.slice.tiles(sample) if self.recipe.slice else [sample]:
+            for tile in way.tiles(sample) if way else [sample]:
                 count_tile(tile, self.recipe, e)
 
 
