@@ -337,9 +337,11 @@ def splits(images: list[Group]) -> Iterator[str]:
 
 
 def _spelled(value: Any) -> str:
-    """A value as YAML on one line; text that could be taken for something else is quoted."""
+    """A value as YAML on one line; text that could be taken for something else is quoted, what no file of YAML may hold
+    (control characters, U+FFFE, bytes of names that are no UTF-8) is written as \\uXXXX.
+    """
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_spelled(v)}" for key, v in value.items()) + "}"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*", value) and yaml.safe_load(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=isinstance(value, str) and not value.isprintable())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -371,6 +372,25 @@ def test_names_that_are_globs_or_yaml(tmp_path: Path) -> None:
     about, _, _ = drafted(root)
     assert about.name == "9"
     assert len([r for r in scanned(about, root, tmp_path / "work") if not r.dropped]) == 3
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x85", "\u2028", "\x01", "\x7f", "\ufeff", "\U0001f6f0"])
+def test_names_that_no_yaml_may_hold(character: str, tmp_path: Path, capsys: Out) -> None:
+    root = tmp_path / "set"
+    names = [f"a{character}b/x{character}.png", f"a{character}b/y.png"]
+    images(root, *names)
+    about, _, _ = drafted(root)
+    assert about.layout.images == (f"a{character}b/*.png",)
+    assert sorted(r.name for r in scanned(about, root, tmp_path / "work")) == sorted(names)
+    assert main(["manifest", "new", str(root), "-o", str(tmp_path / "own.yaml")]) == 0
+    assert Collection.load(tmp_path / "own.yaml").layout.images == about.layout.images
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    images(tmp_path / "set", "a/x.png")
+    os.rename(tmp_path / "set" / "a", os.fsencode(tmp_path / "set") + b"/\xe9t\xff")
+    about, _, _ = drafted(tmp_path / "set")
+    assert [record.dropped for record in scanned(about, tmp_path / "set", tmp_path / "work")] == [""]
 
 
 def test_many_folders_of_many_kinds(tmp_path: Path) -> None:
