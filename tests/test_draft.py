@@ -388,7 +388,7 @@ def test_names_that_no_yaml_may_hold(character: str, tmp_path: Path, capsys: Out
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     images(tmp_path / "set", "a/x.png")
-    os.rename(tmp_path / "set" / "a", os.fsencode(tmp_path / "set") + b"/\xe9t\xff")
+    (tmp_path / "set" / "a").rename(tmp_path / "set" / os.fsdecode(b"\xe9t\xff"))
     about, _, _ = drafted(tmp_path / "set")
     assert [record.dropped for record in scanned(about, tmp_path / "set", tmp_path / "work")] == [""]
 

@@ -25,7 +25,8 @@ from ..manifest import (
     VocXml,
 )
 from ..sample import Sample
-from .formats import Captioned, Coco, Features, Labelled, fmow, number
+from .coco import Coco
+from .formats import Captioned, Features, Labelled, fmow, metres, number
 
 __all__ = ["LabelReader", "Labelled"]
 
@@ -174,22 +175,27 @@ def _dota(path: str, data: bytes) -> Labelled:
             case "" | "imagesource":
                 pass
             case "gsd":
-                gsd_m = None if value.lower() in ("", "null", "none", "nan") else number(where, value)
-                if gsd_m is not None and gsd_m <= 0:
-                    raise SourceError(f"{where}: expected gsd:METRES above 0 or gsd:null, found {value!r:.40}")
+                gsd_m = metres(where, value)
             case "acquisition dates":
                 acquired = value if re.fullmatch(r"\d{4}-\d\d-\d\d", value) else ""
             case _:
-                boxes.append(_dota_box(where, line.split()))
+                boxes.append(_dota_box(where, line))
     return Labelled("", boxes, gsd_m, acquired)
 
 
-def _dota_box(where: str, words: list[str]) -> Box:
-    if len(words) not in (9, 10) or not all(word.isdecimal() for word in words[9:]):
-        line = " ".join(words)
+def _dota_box(where: str, line: str) -> Box:
+    """The box of a line, parted by blanks or by commas; whatever is not 0 is difficult, as 2 and -1 in later files."""
+    words = line.split()
+    if len(words) not in (9, 10) or "," in words[0]:
+        words = re.split(r"\s*,\s*|\s+", line.strip().rstrip(", "))
+    try:
+        difficult = any(float(word) != 0 for word in words[9:])
+    except ValueError:
+        words = []
+    if len(words) not in (9, 10) or not all(words):
         raise SourceError(f"{where}: expected x1 y1 x2 y2 x3 y3 x4 y4 class difficult (0 or 1), found {line!r:.80}")
     points = tuple(number(where, word) for word in words[:8])
-    return Box(words[8], points, difficult=words[9:] not in ([], ["0"]), kind="quad")
+    return Box(words[8], points, difficult=difficult, kind="quad")
 
 
 def _xml(path: str, data: bytes) -> ElementTree.Element:
