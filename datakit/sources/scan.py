@@ -144,7 +144,7 @@ class Scan(Labels):
     also: sources that have the same images: what they say of them is joined.
     """
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
     also: tuple[Labels, ...] = ()
 
     def digest(self, *more: str) -> str:
