@@ -86,10 +86,11 @@ class Build(leave.Story):
                 if source.name not in self.roots:
                     continue
                 main = self.recipe.main_of(source, self.roots)
-                elsewhere = images[main.name].splits if main else {}
+                theirs = images[main.name].read if main else {}
                 is_main = bool(self.recipe.joined_to(source, self.roots))
                 root = self.roots[source.name]
-                listed = listing.list_source(source, root, self.work, self.out, elsewhere, is_main)
+                name = main.name if main else ""
+                listed = listing.list_source(source, root, self.work, self.out, theirs, name, is_main)
                 images[source.name] = listed.images
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
