@@ -9,7 +9,10 @@ from .errors import RecipeError
 from .manifest import Collection
 from .recipe import folders
 
-FACTS = ("licence", "provider_terms", "citation", "platform", "bands", "dtype", "gsd_m", "layout", "splits", "count")
+FACTS = (
+    "licence", "provider_terms", "citation", "modality", "platform", "bands", "dtype", "gsd_m", "layout", "splits",
+    "count",
+)  # fmt: skip
 MAY_LACK = ("provider_terms", "splits")  # not every collection has them
 HEAD = (
     "name", "collection", "modality", "platform", "licence", "role", "images", "splits", "m per pixel", "bands",

@@ -17,13 +17,15 @@ from . import files, hints, image, place
 from .errors import RecipeError, SourceError
 from .files import File
 from .grouping import FIRST, Group, Groups, Index
-from .manifest import Collection
+from .manifest import NO_LABEL, Collection
+from .masks import levels_in
 from .ondisk import size, unpacked_by, walk
 from .sample import IMAGE_SUFFIX, Sample
 from .sources import beside
 from .sources.scan import read_header
 from .validate import validate
 
+MOST_CLASSES = 64  # of a mask; more are no classes
 PATHS = 6  # label files, or paths of them, that are written one by one
 TODO = "# to complete:"
 
@@ -161,9 +163,12 @@ def paths_of(content: Content, index: Index) -> list[str]:
         return []
     pairs = [(image, name) for name, _ in content.files if (image := index.image_of(name))]
     ways = [hints.template(image, name) for image, name in pairs]
-    from_image, from_top = ({way[n] for way in ways if way[n]} for n in (0, 1))
-    same = len(from_image) == 1 and not any(map(hints.split_of, next(iter(from_image)).split("/")))
-    return sorted(from_image if same else from_top if len(from_top) <= PATHS else ())
+    from_image, by_folder, from_top = ({way[n] for way in ways} for n in (0, 1, 2))
+    if len(from_image) == 1 and not any(map(hints.split_of, next(iter(from_image)).split("/"))):
+        return sorted(from_image - {""})
+    if len(by_folder) == 1 and "" not in by_folder:
+        return sorted(by_folder)
+    return sorted(from_top - {""} if len(from_top) <= PATHS else ())
 
 
 def _of_many(kind: str, name: str, data: bytes, index: Index) -> Entry:
@@ -203,17 +208,26 @@ def _more(kind: str, contents: list[bytes]) -> tuple[dict[str, Any], str]:
     if kind == "geojson":
         entry = _geojson(contents[0], hints.properties(contents[0]))
         return {key: value for key, value in entry.fields.items() if key not in ("kind", "path")}, entry.todo
-    if kind != "mask":
-        return {}, ""
-    found = [hints.levels(data) for data in contents]
-    colours = sorted({colour for _, those in found for colour in those})
-    if colours and len(colours) <= hints.MOST_LEVELS:
+    return _levels(contents) if kind == "mask" else ({}, "")
+
+
+def _levels(contents: list[bytes]) -> tuple[dict[str, Any], str]:
+    """The classes of masks, by level or by colour.
+
+    White beside grays is a class, for which seg.png has no 255; 255 beside levels of classes is what has no label.
+    """
+    found = [levels_in(data) for data in contents]
+    colours = {colour for _, those in found for colour in those}
+    levels = {level for those, _ in found for level in those}
+    if NO_LABEL in levels and not levels & set(range(1, MOST_CLASSES)):
+        colours |= {(level, level, level) for level in levels}
+    if colours and len(colours) <= MOST_CLASSES:
         named = {n: f"class_{n}" for n in range(len(colours))}
-        by_level = {n: list(colour) for n, colour in enumerate(colours)}
+        by_level = {n: list(colour) for n, colour in enumerate(sorted(colours))}
         return {"classes": named, "colours": by_level}, "names of the classes, and their colours"
-    levels = sorted({level for those, _ in found for level in those})
-    named = {n: f"class_{n}" for n in levels[: hints.MOST_LEVELS]}
-    return ({"classes": named} if named else {}), "names of the classes; ignore: [levels that mean no label]"
+    named = {n: f"class_{n}" for n in sorted(levels) if 0 <= n < NO_LABEL}
+    todo = "names of the classes; ignore: [levels that mean no label]" + ("; 255 means none" * (NO_LABEL in levels))
+    return ({"classes": named} if 0 < len(named) <= MOST_CLASSES else {}), todo
 
 
 def class_folders(images: list[Group]) -> list[Entry]:
@@ -323,9 +337,11 @@ def splits(images: list[Group]) -> Iterator[str]:
 
 
 def _spelled(value: Any) -> str:
-    """A value as YAML on one line; text that could be taken for something else is quoted."""
+    """A value as YAML on one line; text that could be taken for something else is quoted, what no file of YAML may hold
+    (control characters, U+FFFE, bytes of names that are no UTF-8) is written as \\uXXXX.
+    """
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_spelled(v)}" for key, v in value.items()) + "}"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*", value) and yaml.safe_load(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=isinstance(value, str) and not value.isprintable())

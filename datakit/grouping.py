@@ -29,21 +29,16 @@ class Group:
     chosen: list[tuple[int, File]] = field(default_factory=list)  # some, by the hash of their names
     tails: set[str] = field(default_factory=set)  # words that the names end in
     image: bool = False
+    is_mask: bool = False  # these are images that say what others show
+    split: str = ""  # that its folders tell: the nearest to the files
+
+    def __post_init__(self) -> None:
+        self.split = next((s for part in reversed(self.folder.split("/")) if (s := hints.split_of(part))), "")
 
     @property
     def glob(self) -> str:
         only = next(iter(self.tails)) if len(self.tails) == 1 and self.count > 1 else ""
         return posixpath.join(self.folder, f"*{_escaped((self.tail or only) + self.suffix)}")
-
-    @property
-    def split(self) -> str:
-        """The split that its folders tell: the nearest to the files."""
-        return next((s for part in reversed(self.folder.split("/")) if (s := hints.split_of(part))), "")
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether these are images that say what others show."""
-        return self.image and (self.tail != "" or hints.is_mask(self.folder.rsplit("/", 1)[-1]))
 
     def add(self, file: File, most: int) -> None:
         self.count, self.bytes = self.count + 1, self.bytes + file.file_bytes
@@ -77,6 +72,7 @@ class Groups:
         for group in self._by_key.values():
             group.settle(most)
             group.image = any(_is_image(root, file) for file in group.some(2))
+        self._find_masks()
         self._merge(most)
         self.all = list({id(group): group for _, group in sorted(self._by_key.items())}.values())
 
@@ -90,6 +86,13 @@ class Groups:
         tail = hints.tail_of(stem)
         return self._patterns[folder], suffix, tail if hints.is_mask(tail) else ""
 
+    def _find_masks(self) -> None:
+        """Which images are labels, by their names and by folders that are not above all images."""
+        pictures = [group for group in self._by_key.values() if group.image]
+        shared = len(_shared([group.folder.split("/") for group in pictures]))
+        for group in pictures:
+            group.is_mask = group.tail != "" or hints.masks_below(group.folder.split("/")[shared:])
+
     def _merge(self, most: int) -> None:
         """Groups that differ only in how many folders deep they lie become one, `**`; so do all where they are many."""
         many = sum(group.image for group in self._by_key.values()) > GROUPS
@@ -98,16 +101,36 @@ class Groups:
             if group.image:
                 above = re.sub(r"(^|/)\*(/\*)*\Z", "", folder) if folder.endswith("*") else f"{folder}/."
                 alike.setdefault(("" if many else above, suffix, tail, group.is_mask), []).append(group)
-        for (above, suffix, tail, _), groups in alike.items():
-            if len(groups) > 1:
-                merged = Group(posixpath.join(above, "**"), suffix, tail, image=True)
-                for group in groups:
-                    merged.count, merged.bytes = merged.count + group.count, merged.bytes + group.bytes
-                    merged.chosen += group.chosen
-                    merged.tails |= group.tails
-                merged.settle(most)
+        taken: set[str] = set()
+        for groups in sorted(alike.values(), key=lambda some: some[0].is_mask):
+            merged = _joined(groups, most)
+            one_split = len({group.split for group in groups}) == 1
+            if len(groups) > 1 and one_split and merged.glob not in taken:  # else their globs tell more
                 ids = {id(group) for group in groups}
                 self._by_key = {key: merged if id(g) in ids else g for key, g in self._by_key.items()}
+                taken.add(merged.glob)
+
+
+def _joined(groups: list[Group], most: int) -> Group:
+    """Several groups as one: folders that they share at either end, `**` between."""
+    folders = [group.folder.split("/") for group in groups]
+    first = _shared(folders)
+    last = _shared([folder[len(first) :][::-1] for folder in folders])[::-1]
+    folder = posixpath.join(*first, "**", *last)
+    merged = Group(folder, groups[0].suffix, groups[0].tail, image=True, is_mask=groups[0].is_mask)
+    merged.split = groups[0].split
+    for group in groups:
+        merged.count, merged.bytes = merged.count + group.count, merged.bytes + group.bytes
+        merged.chosen += group.chosen
+        merged.tails |= group.tails
+    merged.settle(most)
+    return merged
+
+
+def _shared(lists: list[list[str]]) -> list[str]:
+    """What lists of folders have in common from their beginning on, up to one of any name."""
+    same = [len({*level, "*"}) == 2 for level in zip(*lists, strict=False)]
+    return lists[0][: same.index(False) if False in same else len(same)] if lists else []
 
 
 def patterns(images: dict[str, bool]) -> dict[str, str]:
@@ -161,9 +184,10 @@ class Index:
         stem = _stem(label)
         there = {image for key in _stems(label) for image in self._stems[key]}
 
-        def near(image: str) -> tuple[bool, bool, int, str]:
-            shared = posixpath.commonprefix([image, label])
-            return _stem(image) == stem, stem.startswith(_stem(image)), len(shared), image
+        def near(image: str) -> tuple[bool, bool, int, int, str]:
+            folders = len({*image.split("/")[:-1]} & {*label.split("/")[:-1]})
+            shared = len(posixpath.commonprefix([image, label]))
+            return _stem(image) == stem, stem.startswith(_stem(image)), folders, shared, image
 
         return max(there, key=near, default="")
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 import re
 from typing import Any
 from xml.etree import ElementTree
 
-from PIL import Image
-
 SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # other names of a split
 MASK_WORDS = {
-    "mask", "masks", "label", "labels", "gt", "groundtruth", "seg", "segmentation", "annotation", "annotations",
-    "landcover", "lulc", "lbl", "msk",
+    "mask", "masks", "label", "labels", "gt", "groundtruth", "seg", "segmentation", "segmentationclass", "annotation",
+    "annotations", "ann", "target", "targets", "landcover", "lulc", "lbl", "msk",
 }  # fmt: skip
+TASKS = {"segmentation", "landcover", "lulc"}  # of a folder with images and labels, too: only directly above files
+IMAGE_WORDS = {"image", "images", "img", "imgs", "jpegimages", "jpgimages", "photos", "rgb", "optical"}
 KEPT_WORDS = {
-    "image", "images", "img", "imgs", "jpegimages", "jpgimages", "photos", "rgb", "ms", "nir", "sar", "optical", "dsm",
-    "ndsm", "dem", "labeltxt", "labelxmls", "hbb", "obb", "json", "geojson", "geojsons", "xml", "txt", "captions",
-    "imagesets",
+    *IMAGE_WORDS, "ms", "nir", "sar", "dsm", "ndsm", "dem", "labeltxt", "labelxmls", "hbb", "obb", "json", "geojson",
+    "geojsons", "xml", "txt", "captions", "imagesets",
 }  # fmt: skip
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"\0\0\0\x0cjP  ")
-MOST_LEVELS = 64
 _SPLIT = re.compile(r"(?:^|[^a-z])(trainval|train|training|val|valid|validation|test|testing|unlabell?ed)(?![a-z])")
 _TAIL = re.compile(r"[_-][A-Za-z]+\Z")
 
@@ -45,7 +42,26 @@ def is_kept(folder: str) -> bool:
 
 def is_mask(word: str) -> bool:
     """Whether a folder or the end of a file's name says that its images are labels."""
-    return word.lower() in MASK_WORDS or any(part in MASK_WORDS for part in re.split(r"[^a-z]+", word.lower()))
+    return not MASK_WORDS.isdisjoint(_words(word))
+
+
+def masks_below(folders: list[str]) -> bool:
+    """Whether folders, the outermost first, say that the images in the last one are labels.
+
+    The nearest that says anything counts: `masks/oslo` are labels, `labels/train` too, `segmentation/images` are none.
+    A folder called masks says so even of images below it (iSAID's `Semantic_masks/images`).
+    """
+    for n, folder in enumerate(reversed(folders)):
+        words = _words(folder)
+        if MASK_WORDS & words and (n == 0 or not words <= TASKS):
+            return True
+        if words & IMAGE_WORDS:
+            break
+    return any(_words(folder) & {"mask", "masks"} for folder in folders)
+
+
+def _words(name: str) -> set[str]:
+    return {name.lower(), *re.split(r"[^a-z]+", name.lower())} - {""}
 
 
 def tail_of(stem: str) -> str:
@@ -120,10 +136,9 @@ def in_pixels(data: bytes) -> bool:
     return "crs" not in plain and any(abs(float(n)) > 180 for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text))
 
 
-def template(image: str, label: str) -> tuple[str, str]:
-    """How the path of a label file follows from its image's: relative to its folder, and from the collection's.
-
-    Two empty texts if it does not.
+def template(image: str, label: str) -> tuple[str, str, str]:
+    """How the path of a label file follows from its image's: relative to its folder; with the name of its folder; and
+    from the collection's folder. An empty text where it does not.
     """
     stem, (end, suffix) = (
         posixpath.splitext(posixpath.basename(image))[0],
@@ -133,22 +148,16 @@ def template(image: str, label: str) -> tuple[str, str]:
     shared = len(stem) if common == stem else 1 + max(common.rfind("_"), common.rfind("-"))
     cut = len(stem) - shared
     if not shared or (cut and not tail_of(stem)):
-        return "", ""
+        return "", "", ""
     file = ("{stem}" if not cut else f"{{stem:-{cut}}}") + end[shared:] + suffix
     there, here = posixpath.dirname(label), posixpath.dirname(image)
+    above, last = posixpath.split(there)
+    same = last and last == posixpath.basename(here)
+    by_folder = posixpath.join(_way(here, above), "{folder}", file) if same and there != here else ""
+    return posixpath.join(_way(here, there), file), by_folder, posixpath.join(there, file)
+
+
+def _way(here: str, there: str) -> str:
+    """The way from the folder of an image to another folder."""
     way = posixpath.relpath(there or ".", here or ".")
-    return posixpath.join("{dir}", "" if way == "." else way, file), posixpath.join(there, file)
-
-
-def levels(data: bytes) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """The levels of a mask of one band, or the colours of one of three; both empty where they are too many."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "TIFF", "BMP", "JPEG", "GIF"]) as picture:
-            if picture.format == "JPEG" or picture.mode not in ("L", "P", "1", "RGB", "RGBA"):
-                return [], []
-            plain = picture.convert("RGB") if picture.mode == "RGBA" else picture
-            counted: Any = plain.getcolors(MOST_LEVELS) or []
-    except (OSError, ValueError, SyntaxError):
-        return [], []
-    values = sorted(value for _, value in counted)
-    return ([], values) if values and isinstance(values[0], tuple) else (values, [])
+    return "{dir}" if way == "." else posixpath.join("{dir}", way)

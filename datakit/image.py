@@ -67,7 +67,7 @@ class Header(NamedTuple):
 class Encode(Spec):
     """How tiles are stored: as 8-bit pictures, or (tiff16, png16) as the levels of the source in all of its bands.
 
-    tiff16: 8 or 16 bits of any number of bands, deflated, without place or date. png16: the same of one band or three.
+    tiff16: 8 or 16 bits of any number of named bands, deflated, without place or date. png16: the same of one or three.
     """
 
     format: Literal["jpeg", "png", "webp", "tiff16", "png16"] = "jpeg"
@@ -101,20 +101,23 @@ class Encode(Spec):
 
     def levels(self, levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
         """Levels of bands, (H, W, bands) uint8 or uint16, as bytes."""
-        return tiff_of(levels, bands == COLOURS) if self.format == "tiff16" else png_of(levels)
+        return tiff_of(levels, bands) if self.format == "tiff16" else png_of(levels)
 
 
-def tiff_of(levels: NDArray[Any], colours: bool) -> bytes:
-    """(H, W, bands) uint8 or uint16 as a plain TIFF, the same bytes each time. colours: they are red, green, blue.
+def tiff_of(levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
+    """(H, W, bands) uint8 or uint16 as a plain TIFF, the same bytes each time.
 
-    Deflate and differences between neighbours are what any reader of TIFF knows, which is not so of zstd.
+    Deflate and differences between neighbours are what any reader of TIFF knows, which is not so of zstd. The names of
+    the bands are in GDAL's own tag (42112), which others skip: rasterio's `descriptions`.
     """
     height, width, count = levels.shape
     how = {"compress": "deflate", "predictor": 2, "interleave": "pixel", "blockysize": min(STRIP_ROWS, height)}
     shape = {"width": width, "height": height, "count": count, "dtype": levels.dtype.name}
-    photometric = "rgb" if colours else "minisblack"
+    photometric = "rgb" if bands == COLOURS else "minisblack"
     with MemoryFile() as memory:
-        with memory.open(driver="GTiff", profile="baseline", photometric=photometric, **shape, **how) as raster:
+        with memory.open(driver="GTiff", profile="GDALGeoTIFF", photometric=photometric, **shape, **how) as raster:
+            if len(bands) == count:
+                raster.descriptions = bands
             raster.write(np.ascontiguousarray(np.moveaxis(levels, -1, 0)))
         return bytes(memory.read())
 

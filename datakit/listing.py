@@ -17,9 +17,9 @@ from .manifest import Collection
 from .run import Funnel
 from .sample import SCHEMA, Sample, digest, to_table
 from .sources import folder
-from .sources.joined import stem_of
+from .sources.joined import Named, may_be_one, stem_of
 from .sources.lists import absent, read_lists, warning
-from .sources.scan import NOWHERE, Source, label_table, listing
+from .sources.scan import NOWHERE, Source, label_table, listing, same_as, same_table
 
 PART_IMAGES = 2048
 PART_BYTES = 1 << 26  # of source files: a part in hand is what a crash costs, and a small set has work for all cores
@@ -30,7 +30,7 @@ class Images:
     """The images of a source, as other sources that have the same images need to know them."""
 
     names: list[str] = field(default_factory=list)  # of those here, whether they are read here or in another source
-    splits: dict[str, set[str]] = field(default_factory=dict)  # by stem, of those that are read here
+    read: dict[str, list[Named]] = field(default_factory=dict)  # by stem, those that are read here
 
     def noted(self, records: Iterable[Sample], about: Collection) -> Iterator[Sample]:
         """Records of a listing, passed on as they are."""
@@ -38,8 +38,20 @@ class Images:
             if not r.dropped or r.dropped == "same_images":
                 self.names.append(r.name)
             if not r.dropped:
-                self.splits.setdefault(stem_of(r.name), set()).add(about.split_of(r.name))
+                self.read.setdefault(stem_of(r.name), []).append((r.name, about.split_of(r.name)))
             yield r
+
+    def unclear(self, theirs: Mapping[str, list[Named]]) -> list[str]:
+        """Images that are read here, though they may be some that another source, which has the same, reads."""
+        known = ((name, split, theirs.get(stem, ())) for stem, those in self.read.items() for name, split in those)
+        return [name for name, split, others in known if any(may_be_one(split, its) for _, its in others)]
+
+
+def doubt(source: str, main: str, names: list[str]) -> str:
+    """What it means that images may be those of another source, or not."""
+    some = ", ".join(map(files.utf8, names[:3]))
+    what = f"{len(names):,} image{'' if len(names) == 1 else 's'} may be of {main}, too, but folders leave open which"
+    return f"{source}: {what}: read apart, no labels joined ({some})"
 
 
 @dataclass(frozen=True)
@@ -68,17 +80,19 @@ def list_source(
     root: Path,
     work: Path,
     out: Path,
-    elsewhere: Mapping[str, set[str]] = NOWHERE,
+    theirs: Mapping[str, list[Named]] = NOWHERE,
+    main: str = "",
     is_main: bool = False,
 ) -> Listed:
     """List a source; its parts lie in work/list. The folder that it lies in is part of what it is.
 
-    elsewhere: splits by stem of images that are read in another source that has the same images; is_main: this is it.
+    theirs: by stem, images that `main` reads, another source that has the same images; is_main: this is it.
     """
     found, about, images = find_files(source, root, work, out), source.collection, Images()
     read_lists(about.splits, found, files.home(root))  # one that cannot be read is told before anything is done
-    listed = listing(source, found, elsewhere)
-    records = list(images.noted(listed, about) if elsewhere or is_main else listed)
+    same = same_as(source, found, theirs)
+    listed = listing(source, found, same)
+    records = list(images.noted(listed, about) if theirs or is_main else listed)
     place = digest(str(root.resolve()), str(source.subfolder))
     home = work / "list" / f"{source.name}-{place}"
     home.mkdir(parents=True, exist_ok=True)
@@ -100,19 +114,21 @@ def list_source(
                 run.write_part(table, path, aside, run.funnel_of(table, table))
             parts.append(path)
             funnel.add(run.read_done(path).funnel)
-        here = sorted(images.names) if elsewhere else []
+        here = same_table(images.names, same) if theirs else None
         labels = list_labels(label_table(source, found), here, place, work / "labels", aside)
     lost = absent(about.splits, found)
     warnings = [f"{source.name}: {warning(split, glob)}" for split, globs in lost.items() for glob in globs]
-    return Listed(parts, labels, funnel, images, warnings)
+    open_ones = images.unclear(theirs)
+    return Listed(parts, labels, funnel, images, [*warnings, *[doubt(source.name, main, open_ones)] * bool(open_ones)])
 
 
-def list_labels(labels: pa.Table, images: list[str], place: str, folder: Path, aside: Path) -> str:
+def list_labels(labels: pa.Table, images: pa.Table | None, place: str, folder: Path, aside: Path) -> str:
     """Keep where label files lie, and names of images that are read elsewhere; gives a digest of both."""
-    found = digest(place, json.dumps([list(row.values()) for row in labels.to_pylist()]), *images)
+    names = [text for row in images.to_pylist() for text in row.values()] if images else []
+    found = digest(place, json.dumps([list(row.values()) for row in labels.to_pylist()]), *names)
     folder.mkdir(exist_ok=True)
     if images:
-        disk.commit(name_table(images), folder / f"{found}.images.parquet", aside)
+        disk.commit(images, folder / f"{found}.images.parquet", aside)
     if not (folder / f"{found}.parquet").exists():
         disk.commit(labels, folder / f"{found}.parquet", aside)
     return found

@@ -14,6 +14,8 @@ from .errors import ShardError
 from .sample import Spec
 from .validate import load_yaml, wrong_fields
 
+NO_LABEL = 255  # level of seg.png where nothing is labelled
+
 
 def _is_glob(glob: str) -> str:
     try:
@@ -31,6 +33,7 @@ class ClassFolders(Spec):
 
     kind: Literal["class_folders"] = "class_folders"
     level: int = Field(1, ge=1, description="1: the folder itself, 2: the one above it, …")
+    skip: tuple[str, ...] = Field((), description="folders that are no class, as the one of unlabelled images")
 
 
 class DotaText(Spec):
@@ -77,12 +80,20 @@ class MaskRaster(Spec):
 
     kind: Literal["mask"] = "mask"
     path: str
-    classes: dict[int, str] = Field({}, description="names of the classes by level in seg.png")
+    classes: dict[int, str] = Field({}, description="names of the classes by level in seg.png, 0 to 254")
     colours: dict[int, tuple[int, int, int]] = Field({}, description="level in seg.png by colour, of colour masks")
     ignore: tuple[int, ...] = Field((), description="levels of the raster that mean no label: 255 in seg.png")
     threshold: int | None = Field(
         None, gt=0, le=255, description="of colour masks that are not pure: levels from this on are 255, others 0"
     )
+
+    @field_validator("classes", "colours")
+    @classmethod
+    def _levels_are_of_classes(cls, by_level: dict[int, Any]) -> dict[int, Any]:
+        if wrong := [level for level in by_level if not 0 <= level < NO_LABEL]:
+            how = "give the class another level by its colour, as in colours: {1: [255, 255, 255]}"
+            raise ValueError(f"a class has a level from 0 to 254, not {wrong[0]}: 255 in seg.png is no label; {how}")
+        return by_level
 
     @field_validator("colours")
     @classmethod
@@ -337,6 +348,6 @@ def _pattern(glob: str) -> re.Pattern[str]:
 def _spelled(part: str) -> str:
     if len(part) > 2 and part[0] == "[":
         others = part[1] == "!" and len(part) > 3
-        letters = re.sub(r"([^\w-])", r"\\\1", part[2 if others else 1 : -1])
+        letters = re.sub(r"([^\w-])", r"\\\1", part[2 if others else 1 : -1]).replace("--", r"-\-")
         return f"[^/{letters}]" if others else f"[{letters}]"
     return {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)

@@ -25,17 +25,39 @@ from rasterio.windows import Window as RasterWindow
 from . import files, image
 from .files import File
 from .image import SWAPS_SIDES, WHOLE_PX
-from .manifest import MaskSource
+from .manifest import NO_LABEL, MaskSource
 from .sample import Sample
 from .scales import in_reduced, nearest
 
 Classes = NDArray[np.uint8]  # (h, w)
+Colour = tuple[int, int, int]
 BEGINNINGS = {b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WEBP", **dict.fromkeys(image.TIFF, "GTiff")}
 SHORT_BEGINNINGS = {b"BM": "BMP", b"\xff\xd8": "JPEG"}
-NO_LABEL = 255
 BLOCK_PX = 1 << 24  # of the blocks of a mask that is too large to be held whole
 BAND_PX = 1 << 22  # that are read and decoded at once
 MEMBER = "seg.png"
+
+
+def driver_of(head: bytes) -> str | None:
+    """The reader of GDAL that may open what begins so."""
+    return BEGINNINGS.get(head[:4]) or SHORT_BEGINNINGS.get(head[:2])
+
+
+def levels_in(data: bytes) -> tuple[list[int], list[Colour]]:
+    """The levels of a mask of one band, or the colours of one of three, as a build reads them; none where it cannot."""
+    driver = driver_of(data)
+    try:
+        with image.quiet(), rasterio.MemoryFile(data) as memory, memory.open(driver=driver) as raster:
+            shown = [n for n, kind in enumerate(raster.colorinterp, 1) if kind.name != "alpha"]
+            if driver == "JPEG" or len(shown) not in (1, 3) or raster.width * raster.height > WHOLE_PX:
+                return [], []
+            found = np.unique(raster.read(shown).reshape(len(shown), -1), axis=1).T
+    except Exception:  # of a damaged one, or one that is no raster, a build will tell
+        return [], []
+    if found.dtype.kind not in "iu":
+        return [], []
+    rows = [tuple(map(int, row)) for row in found]
+    return ([], [(r, g, b) for r, g, b in rows]) if len(shown) == 3 else ([level for (level,) in rows], [])
 
 
 class LabelUnreadable(Exception):
@@ -95,8 +117,7 @@ class Masks:
         return picked
 
     def _opened(self, root: Path, file: File, source: MaskSource) -> Callable[[RasterWindow], Classes]:
-        head = files.head(root, file, 4)
-        driver = BEGINNINGS.get(head) or SHORT_BEGINNINGS.get(head[:2])  # GDAL may open only what it begins as
+        driver = driver_of(files.head(root, file, 4))  # GDAL may open only what it begins as
         if driver is None:
             raise LabelUnreadable(f"{file.name}: not an image of a known format")
         name = self._lasting.enter_context(files.local(root, file, self.scratch))

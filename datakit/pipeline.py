@@ -86,10 +86,11 @@ class Build(leave.Story):
                 if source.name not in self.roots:
                     continue
                 main = self.recipe.main_of(source, self.roots)
-                elsewhere = images[main.name].splits if main else {}
+                theirs = images[main.name].read if main else {}
                 is_main = bool(self.recipe.joined_to(source, self.roots))
                 root = self.roots[source.name]
-                listed = listing.list_source(source, root, self.work, self.out, elsewhere, is_main)
+                name = main.name if main else ""
+                listed = listing.list_source(source, root, self.work, self.out, theirs, name, is_main)
                 images[source.name] = listed.images
                 self.labels[source.name] = listed.labels
                 self.funnels["list"].add(listed.funnel)
@@ -108,7 +109,7 @@ class Build(leave.Story):
         recipe = self.recipe
         stages: dict[str, Stage | None] = {
             "exclude": recipe.header_rules(),
-            "slice": recipe.slice,
+            "slice": recipe.slicing(),
             "cut": recipe.cut,
             "measured": recipe.measured_rules(),
         }
@@ -168,7 +169,9 @@ class Build(leave.Story):
                 funnel.add(done.funnel)
                 self.progress(name, n, len(jobs))
         self.funnels[name] = funnel
-        rules = {"exclude": self.recipe.header_rules(), "measured": self.recipe.measured_rules()}.get(name)
+        recipe = self.recipe
+        steps = {"exclude": recipe.header_rules, "slice": recipe.size_rules, "measured": recipe.measured_rules}
+        rules = steps[name]() if name in steps else None
         if rules:
             reasons: Counter[str] = sum(funnel.dropped.values(), Counter())
             check_shares(rules.rules, sum(funnel.came.values()), reasons)

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 
 from . import files
 from .errors import SourceError
-from .listing import Images, name_table
+from .listing import Images, doubt
 from .ondisk import OnDisk, Watch, find, lines, size, unpacked_by
 from .recipe import Recipe
 from .run import funnel_of, kept_rows
 from .sample import Part, Sample, Spec, from_table, mix64, to_table
 from .sources.lists import read_lists
-from .sources.scan import NOWHERE, Labels, Scan, Source, label_table, listing
+from .sources.scan import NOWHERE, Labels, Scan, Source, label_table, listing, same_as, same_table
 from .stages.protect import NO_LIST
 from .tables import aligned
 
@@ -51,6 +51,7 @@ class Expected:
     dropped: Counter[str] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)
     opened: int = 0  # images whose header and labels could be read
+    unclear: list[str] = field(default_factory=list)  # that may be images of `main`, or not
     silent: Counter[tuple[str, str]] = field(default_factory=Counter)  # of these, by source that lacks them, and split
     there: OnDisk = field(default_factory=OnDisk)
 
@@ -164,7 +165,9 @@ class Look:
         main, images = recipe.main_of(source, self.roots), Images()
         e = self.expected[source.name] = Expected(main=main.name if main else "")
         found, closed = find(source, root, Path(recipe.name), Path(f"{recipe.name}.work"))  # where a build would write
-        records = listing(source, found, self.images[main.name].splits if main else NOWHERE)
+        theirs = self.images[main.name].read if main else NOWHERE
+        same = same_as(source, found, theirs)
+        records = listing(source, found, same)
         watch = Watch(about, found, closed, records, read_lists(about.splits, found, files.home(root)))
         is_main = bool(recipe.joined_to(source, self.roots))
         chosen = chosen_of(images.noted(watch, about) if main or is_main else watch, self.most, e)
@@ -172,7 +175,8 @@ class Look:
         pq.write_table(label_table(source, found), self.work / "labels" / f"{source.name}.parquet")
         pq.write_table(to_table(chosen), self.work / f"{source.name}.parquet")
         if main:
-            pq.write_table(name_table(images.names), self.work / "labels" / f"{source.name}.images.parquet")
+            pq.write_table(same_table(images.names, same), self.work / "labels" / f"{source.name}.images.parquet")
+            e.unclear = images.unclear(theirs)
         elif is_main:
             self.images[source.name] = images
 
@@ -184,8 +188,9 @@ class Look:
         some = pq.read_table(self.work / f"{source.name}.parquet")
         some = kept(some, Scan(source=source, labels=source.name, also=also)(some, part), e.dropped)
         e.opened, e.silent = some.num_rows, part.silent
+        way = self.recipe.slicing()
         for sample in from_table(kept(some, self.recipe.header_rules()(some, part), e.dropped)):
-            for tile in self.recipe.slice.tiles(sample) if self.recipe.slice else [sample]:
+            for tile in way.tiles(sample) if way else [sample]:
                 count_tile(tile, self.recipe, e)
 
 
@@ -210,6 +215,8 @@ def beside(recipe: Recipe, expected: dict[str, Expected]) -> Iterator[str]:
         if source.name in expected:
             e = expected[source.name]
             yield from (f"  {line}" for line in (*lines(source.collection, e.there), *unlabelled(source.name, e)))
+            if e.unclear:
+                yield f"    {doubt(source.name, e.main, e.unclear)}"
 
 
 def unlabelled(name: str, expected: Expected) -> Iterator[str]:

@@ -21,7 +21,7 @@ from .stages.exclude import Exclude
 from .stages.protect import Protect
 from .stages.same_place import SamePlace
 from .stages.shards import Shards
-from .stages.slice import Slice
+from .stages.slice import Reducing, Slice
 from .stages.subset import Subset
 from .validate import load_yaml, read_yaml, wrong_fields
 
@@ -140,6 +140,18 @@ class Recipe(Spec):
         )
         first = Evaluation(collections=held, include=self.include_evaluation)
         return self.exclude.header(self.cut.narrow, first)
+
+    def size_rules(self) -> Exclude:
+        """The rules that images must pass again once they are reduced."""
+        again = self.exclude.sizes() if self.slice and self.slice.gsd_m else ()
+        return Exclude(rules=again)
+
+    def slicing(self) -> Slice | None:
+        """How images are cut: `slice`, with the rules over sizes that hold for what it reduces."""
+        sizes = self.size_rules().rules
+        if self.slice is None or not sizes:
+            return self.slice
+        return Reducing.model_validate({**self.slice.model_dump(), "sizes": [rule.model_dump() for rule in sizes]})
 
     def measured_rules(self) -> Exclude:
         """The rules after `cut`, the share of valid pixels that random windows need first."""

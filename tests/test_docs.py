@@ -108,7 +108,7 @@ def test_the_page_says_what_is_known_and_what_is_not(tmp_path: Path, capsys: Out
     row = capsys.readouterr().out.splitlines()[-1]
     assert row == (
         '| `own` | [My \\| own](https://example.org) | multispectral |  | "Ask us first" | pretrain | 1,500 | '
-        "train 1,200, test | 10 to 60 | 5: coastal, blue, green, … | class_folders, fmow | 2 of 6 | "
+        "train 1,200, test | 10 to 60 | 5: coastal, blue, green, … | class_folders, fmow | 2 of 7 | "
         "citation, platform, dtype |"
     )
     with pytest.raises(RecipeError, match="no manifest there"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 from rasterio.crs import CRS
-from test_layouts import CONTENT, draw, scanned
+from test_layouts import CONTENT, HEIGHT, WIDTH, draw, scanned
 from worlds import geotiff
 
 from datakit.cli import main
@@ -136,8 +137,7 @@ def test_labels_whose_folders_name_the_split(tmp_path: Path) -> None:
         for n in range(3):
             put(root, f"labels/{split}/{split}{n}.xml", CONTENT[VocXml](None, []))
     plain, records = read(root, tmp_path)
-    paths = [f"labels/{split}/{{stem}}.xml" for split in ("train", "val")]
-    assert [entry["path"] for entry in plain["layout"]["labels"]] == paths
+    assert [entry["path"] for entry in plain["layout"]["labels"]] == ["{dir}/../../labels/{folder}/{stem}.xml"]
     assert all(json.loads(record.boxes) for record in records)
 
 
@@ -235,6 +235,100 @@ def test_colour_masks_beside_their_images(tmp_path: Path) -> None:
     assert all(record.mask for record in records)
 
 
+def masks(root: Path, *names: str) -> None:
+    """A mask an image, of three levels: the n-th has level n everywhere."""
+    for n, name in enumerate(names):
+        put(root, name, CONTENT[MaskRaster](MaskRaster(path="x", classes={n % 3: "a"}), []))
+
+
+def drafted_mask(root: Path, *pictures: Image.Image, **options: Any) -> dict[str, Any]:
+    """What the draft says of masks like these."""
+    images(root, *(f"images/{n}.png" for n in range(len(pictures))))
+    for n, picture in enumerate(pictures):
+        (root / "masks").mkdir(exist_ok=True)
+        picture.save(root / "masks" / f"{n}.png", **options)
+    _, plain, _ = drafted(root)
+    (entry,) = plain["layout"]["labels"]
+    return {key: value for key, value in entry.items() if key in ("classes", "colours")}
+
+
+def levels_of(*levels: int) -> Image.Image:
+    return Image.fromarray(np.resize(np.array(levels, np.uint8), (HEIGHT, WIDTH)))
+
+
+def test_masks_of_black_and_white_are_of_two_colours(tmp_path: Path) -> None:
+    found = drafted_mask(tmp_path / "gray", levels_of(0, 255), levels_of(0))
+    assert found == {"classes": {0: "class_0", 1: "class_1"}, "colours": {0: [0] * 3, 1: [255] * 3}}
+    assert drafted_mask(tmp_path / "one", levels_of(255))["colours"] == {0: [255] * 3}
+    assert drafted_mask(tmp_path / "three", levels_of(0, 128, 255))["colours"] == {
+        0: [0] * 3,
+        1: [128] * 3,
+        2: [255] * 3,
+    }
+
+
+def test_255_beside_levels_of_classes_is_no_class(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    found = drafted_mask(root, levels_of(0, 1, 5, 255), levels_of(2))
+    assert found == {"classes": {n: f"class_{n}" for n in (0, 1, 2, 5)}}
+    assert "; 255 means none" in draft(root)
+
+
+def test_levels_of_masks_are_those_that_a_build_reads(tmp_path: Path) -> None:
+    """A file's own numbers: Pillow gives 0 and 255 for 1 bit, colours or spread levels for a palette of 2."""
+    assert drafted_mask(tmp_path / "bit", levels_of(0, 255).convert("1"))["classes"] == {0: "class_0", 1: "class_1"}
+    palette = levels_of(0, 1, 3)
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    assert [*drafted_mask(tmp_path / "palette", palette, bits=2)["classes"]] == [0, 1, 3]
+    deep = Image.fromarray(np.resize(np.array([0, 7], np.uint16), (HEIGHT, WIDTH)))
+    assert [*drafted_mask(tmp_path / "deep", deep)["classes"]] == [0, 7]
+    assert drafted_mask(tmp_path / "noise", levels_of(*range(200))) == {}
+
+
+REGIONS = tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "folders", "path"),
+    [
+        ("images/{}/{}.png", "labels/{}/{}.png", ("train", "val"), "{dir}/../../labels/{folder}/{stem}.png"),
+        ("images/{}/{}.jpg", "annotations/{}/{}.png", ("training", "validation"), None),
+        ("img_dir/{}/{}.png", "ann_dir/{}/{}.png", ("train", "val", "test"), None),
+        ("images/{}/{}.png", "masks/{}/{}.png", REGIONS, "{dir}/../../masks/{folder}/{stem}.png"),
+        ("{}/images/{}.png", "{}/targets/{}_target.png", ("train", "hold"), "{dir}/../targets/{stem}_target.png"),
+        ("{}/images/{}.png", "{}/target/{}.png", ("train", "val"), None),
+        ("x/{}/images/{}.png", "x/{}/Semantic_masks/images/{}.png", ("train", "val"), None),
+        ("segmentation/{}/img/{}.png", "segmentation/{}/seg/{}.png", ("train", "val"), None),
+        ("masks_of_land/{}/{}_sat.png", "masks_of_land/{}/{}_mask.png", ("train", "val"), None),
+        ("s/{}/JPEGImages/{}.jpg", "s/{}/SegmentationClass/{}.png", ("train", "val"), None),
+        ("train_{}/images/{}.png", "train_{}/labels/{}.png", tuple(map(str, range(45))), "{dir}/../labels/{stem}.png"),
+    ],
+)
+def test_masks_are_no_training_images(
+    image: str, mask: str, folders: tuple[str, ...], path: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    names = [image.format(folder, n) for folder in folders for n in range(2)]
+    images(root, *names)
+    masks(root, *(mask.format(folder, n) for folder in folders for n in range(2)))
+    plain, records = read(root, tmp_path)
+    assert sorted(record.name for record in records) == sorted(names)
+    for record in records:
+        folder, n = next((f, n) for f in folders for n in range(2) if image.format(f, n) == record.name)
+        assert json.loads(record.mask)["file"]["name"] == mask.format(folder, n)
+    paths = [entry["path"] for entry in plain["layout"]["labels"] if entry["kind"] == "mask"]
+    assert path is None or paths == [path]
+    assert plain["bands"] == ["red", "green", "blue"]
+
+
+def test_folders_above_all_images_and_names_of_tasks_say_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    names = ["labels_2020/landcover/train/1.jpg", "labels_2020/roads/train/1.jpg"]
+    images(root, *names)
+    _, records = read(root, tmp_path)
+    assert sorted(record.name for record in records) == names
+
+
 def test_bands_types_and_places(tmp_path: Path) -> None:
     for n in range(3):
         pixels = np.zeros((16, 16, 5), np.uint16)
@@ -280,10 +374,34 @@ def test_names_that_are_globs_or_yaml(tmp_path: Path) -> None:
     assert len([r for r in scanned(about, root, tmp_path / "work") if not r.dropped]) == 3
 
 
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x85", "\u2028", "\x01", "\x7f", "\ufeff", "\U0001f6f0"])
+def test_names_that_no_yaml_may_hold(character: str, tmp_path: Path, capsys: Out) -> None:
+    root = tmp_path / "set"
+    names = [f"a{character}b/x{character}.png", f"a{character}b/y.png"]
+    images(root, *names)
+    about, _, _ = drafted(root)
+    assert about.layout.images == (f"a{character}b/*.png",)
+    assert sorted(r.name for r in scanned(about, root, tmp_path / "work")) == sorted(names)
+    assert main(["manifest", "new", str(root), "-o", str(tmp_path / "own.yaml")]) == 0
+    assert Collection.load(tmp_path / "own.yaml").layout.images == about.layout.images
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    images(tmp_path / "set", "a/x.png")
+    (tmp_path / "set" / "a").rename(tmp_path / "set" / os.fsdecode(b"\xe9t\xff"))
+    about, _, _ = drafted(tmp_path / "set")
+    assert [record.dropped for record in scanned(about, tmp_path / "set", tmp_path / "work")] == [""]
+
+
 def test_many_folders_of_many_kinds(tmp_path: Path) -> None:
     images(tmp_path, *(f"images/train{n}/x{n}.png" for n in range(60)))
     about, _, _ = drafted(tmp_path)
-    assert about.layout.images == ("**/*.png",)
+    assert about.layout.images == ("images/**/*.png",)
+    assert about.splits["train"].images == ("images/**/*.png",)
+    images(tmp_path, "images/test7/x.png")
+    about, _, _ = drafted(tmp_path)
+    assert about.split_of("images/test7/x.png") == "test"
+    assert len(about.splits["train"].images) == 60
 
 
 def test_archives_that_are_not_read_are_told(tmp_path: Path) -> None:
@@ -359,6 +477,20 @@ def test_splits_of_folders(folder: str, split: str) -> None:
 )
 def test_paths_of_label_files(image: str, label: str, path: str) -> None:
     assert template(image, label)[0] == path
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "path"),
+    [
+        ("images/oslo/a.png", "masks/oslo/a.png", "{dir}/../../masks/{folder}/{stem}.png"),
+        ("oslo/a.png", "masks/oslo/a_m.png", "{dir}/../masks/{folder}/{stem}_m.png"),
+        ("oslo/a.png", "oslo/a.xml", ""),
+        ("a.png", "a.xml", ""),
+        ("images/a.png", "masks/a.png", ""),
+    ],
+)
+def test_paths_of_label_files_by_the_name_of_a_folder(image: str, label: str, path: str) -> None:
+    assert template(image, label)[1] == path
 
 
 @pytest.mark.parametrize(

@@ -451,6 +451,7 @@ def test_fmow():
     assert (found.label, found.gsd_m, found.acquired) == ("airport", 0.521, "2016-07-01T10:12:33Z")
     bare = said(FmowJson(), {"gsd": None, "timestamp": "yesterday", "bounding_boxes": plain["bounding_boxes"][:1]})
     assert (bare.label, bare.gsd_m, bare.acquired, len(bare.boxes)) == ("", None, "", 1)
+    assert said(FmowJson(), {}) == said(FmowJson(), {"gsd": 0}) == said(FmowJson(), {"gsd": math.nan})
     assert said(FmowJson(), {}) == Labelled(boxes=[])
 
 
@@ -469,8 +470,8 @@ def test_a_class_folder_goes_before_a_class_in_a_file():
         ({"bounding_boxes": {"a": 1}}, "expected {gsd, timestamp, bounding_boxes"),
         ({"bounding_boxes": None}, "expected {gsd, timestamp, bounding_boxes"),
         ({"gsd": "fine"}, "images/P1.json, gsd: expected a number, found 'fine'"),
-        ({"gsd": math.nan}, "gsd: expected a number, found nan"),
-        ({"gsd": 0}, "gsd: expected metres above 0, or null, found 0"),
+        ({"gsd": math.inf}, "gsd: expected a number, found inf"),
+        ({"gsd": -0.5}, "gsd: expected metres a pixel above 0, or null, found -0.5"),
         ({"timestamp": 2016}, "timestamp: expected YYYY-MM-DDThh:mm:ssZ, found 2016"),
         ({"bounding_boxes": [7]}, "bounding box 1: expected {category, box}, found 7"),
         ({"bounding_boxes": [{"category": 7}]}, "bounding box 1: expected {category, box}"),

@@ -57,9 +57,38 @@ def test_class_is_the_folder(name, level, label):
     assert reader(ClassFolders(level=level), {})(name) == NOTHING._replace(label=label)
 
 
+def test_folders_that_are_no_class_are_skipped():
+    read = reader(ClassFolders(skip=("test", "misc")), {})
+    assert [read(name).label for name in ("train/bridge/1.jpg", "test/1.jpg", "train/misc/1.jpg", "test/a/1.jpg")] == [
+        "bridge", "", "", "a",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["images/P1.png", "P1.png", "a/b/P1.png"])
 def test_no_label_file_is_no_error(name):
     assert reader((ClassFolders(level=9), DotaText(), VocXml(), COCO), {})(name) == NOTHING
+
+
+def test_of_several_places_of_a_label_file_the_first_that_is_there_is_read():
+    several = (DotaText(path="a/{stem}.txt"), DotaText(path="b/{stem}.txt"), VocXml(path="b/{stem}.xml"))
+    xml = "<a><object><name>plane</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    files = {"b/P1.txt": "1 1 9 1 9 9 1 9 ship 0", "b/P1.xml": f"{xml}</object></a>"}
+    assert [box.category for box in reader(several, files)("P1.png").boxes] == ["ship", "plane"]
+    both = files | {"a/P1.txt": "1 1 9 1 9 9 1 9 tank 0"}
+    assert [box.category for box in reader(several, both)("P1.png").boxes] == ["tank", "plane"]
+
+
+def test_a_file_of_many_images_is_parsed_once_for_all_folders_that_it_may_be_of():
+    asked: list[str] = []
+    data = json.dumps(one(bbox=[1, 1, 5, 5])).encode()
+
+    def read(name: str) -> bytes:
+        asked.append(name)
+        return data
+
+    labels = LabelReader((CocoJson(path="i.json", images="x"), CocoJson(path="i.json", images="{dir}/..")), read)
+    assert [len(labels(Sample(name=name)).boxes) for name in ("y/a/1.jpg", "z/a/1.jpg", "1.jpg")] == [1, 1, 0]
+    assert asked == ["i.json"]
 
 
 @pytest.mark.parametrize("template", ["../{stem}.txt", "{dir}/../../{stem}.txt", "/{stem}.txt", "{dir}/../.."])
@@ -86,6 +115,7 @@ def test_templates_take_folder_stem_and_name():
         ("{stem:-0}.{stem:+0}", "855_sat.855_sat"),
         ("x{stem:-7}{stem:-99}{stem:+99}", "x"),
         ("{stem:4}{dir:-1}", "{stem:4}{dir:-1}"),
+        ("{dir}/../m/{folder}/{stem}.png", "m/a/855_sat.png"),
     ],
 )
 def test_templates_take_parts_of_the_stem(template, path):
@@ -118,9 +148,34 @@ def test_dota_lines_and_headers():
     assert (found.label, found.gsd_m, found.acquired) == ("", 0.25, "2016-05-04")
 
 
-@pytest.mark.parametrize("head", ["", "gsd:null", "gsd:None", "gsd:", "acquisition dates:None", "imagesource:GF"])
+@pytest.mark.parametrize(
+    "head",
+    ["", "gsd:null", "gsd:None", "gsd:", "gsd:0", "gsd: 0.0", "gsd:NaN", "acquisition dates:None", "imagesource:GF"],
+)
 def test_dota_unknown_headers_are_unknown(head):
     assert dota(head) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("line", "difficult"),
+    [
+        ("1 2 3 2 3 4 1 4 ship", False),
+        ("1 2 3 2 3 4 1 4 ship 0.0", False),
+        ("1 2 3 2 3 4 1 4 ship 1.0", True),
+        ("1 2 3 2 3 4 1 4 ship -1", True),
+        ("1 2 3 2 3 4 1 4 ship 2", True),
+        ("1,2,3,2,3,4,1,4,ship,0", False),
+        ("1, 2, 3, 2, 3, 4, 1, 4, ship, 1,", True),
+        ("1 2 3 2 3 4 1 4,ship,1", True),
+    ],
+)
+def test_dota_lines_that_leave_nothing_to_guess(line, difficult):
+    (box,) = dota(line).boxes
+    assert box == Box("ship", (1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 1.0, 4.0), difficult=difficult, kind="quad")
+
+
+def test_dota_metres_may_have_their_unit():
+    assert [dota(f"gsd:{text}").gsd_m for text in ("0.5", "0.5m", "0.5 m")] == [0.5] * 3
 
 
 @pytest.mark.parametrize(
@@ -130,7 +185,10 @@ def test_dota_unknown_headers_are_unknown(head):
         ("1 2 3 4 5 6 7 8 storage tank 0", "line 1: expected x1 y1"),
         ("\r\n\r\n1 2 3 4 5 6 7 nan ship 0", "line 3: expected a number, found 'nan'"),
         ("1 2 3 4 5 6 7 8 ship maybe", r"difficult \(0 or 1\)"),
-        ("gsd:-1", "line 1: expected gsd:METRES"),
+        ("gsd:-1", "line 1: expected metres a pixel above 0, or null, found '-1'"),
+        ("gsd:m", "line 1: expected a number, found ''"),
+        ("1,2,3,4,5,6,7,8,,0", "line 1: expected x1 y1"),
+        ("1,2,3,4,5,6,7,8,storage,tank,0", "line 1: expected x1 y1"),
         ("1 2 3 4 5 6 7 1e300 ship 0", "line 1: expected a number, found '1e300'"),
         ("gsd:fine", "line 1: expected a number, found 'fine'"),
         (b"gsd:1\n\xff\xfe", "line 2: expected UTF-8 text, found byte 0xff"),
@@ -226,7 +284,61 @@ def test_coco_shapes():
     assert coco(one(bbox=bbox, category_id=4)).boxes == [Box("ignore", corners, ignore=True, kind="box")]
     polygons = [Box("ship", tuple(map(float, t)), kind="polygon") for t in triangles]
     assert coco(one(bbox=bbox, segmentation=triangles)) == NOTHING._replace(boxes=polygons)
-    assert coco(one(bbox=bbox, image_id=2)) == NOTHING
+    more = one(bbox=bbox)
+    more["annotations"] += one(bbox=bbox, image_id=2)["annotations"]
+    assert len(coco(more).boxes) == 1
+    line, flat = [[1, 1, 2, 2]], triangles[0]
+    assert coco(one(bbox=bbox, segmentation=line)).boxes == [Box("ship", corners, kind="box")]
+    assert coco(one(bbox=bbox, segmentation=[*line, triangles[0]])).boxes == polygons[:1]
+    assert coco(one(bbox=bbox, segmentation=flat)).boxes == polygons[:1]
+
+
+def packed(counts: list[int]) -> str:
+    """Run lengths as text, after rleToString of COCO's maskApi.c, number by number."""
+    text = ""
+    for n, count in enumerate(counts):
+        value, more = count - (counts[n - 2] if n > 2 else 0), True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_coco_run_lengths_without_a_bbox_are_the_bounds_of_their_px(height, width, data):
+    mask = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    counts = [0]
+    for n, px in enumerate(mask):  # down the columns; the first run is of 0
+        if px != (len(counts) % 2 == 0):
+            counts.append(0)
+        counts[-1] += 1
+        assert sum(counts) == n + 1
+    inside = [divmod(n, height) for n, px in enumerate(mask) if px]
+    for spelled in (counts, packed(counts)):
+        found = coco(one(segmentation={"size": [height, width], "counts": spelled})).boxes
+        if not inside:
+            assert found == []
+            continue
+        left, top = (min(at[axis] for at in inside) for axis in (0, 1))
+        right, bottom = (max(at[axis] for at in inside) + 1 for axis in (0, 1))
+        corners = tuple(map(float, (left, top, right, top, right, bottom, left, bottom)))
+        assert found == [Box("ship", corners, kind="box")]
+
+
+def test_coco_run_lengths_of_large_numbers_are_unpacked():
+    counts = [70_000, 33, 5, 900, 100_000 - 70_938]
+    runs = {"size": [100, 1000], "counts": packed(counts)}
+    assert coco(one(segmentation=runs)) == coco(one(segmentation={**runs, "counts": counts}))
+
+
+@pytest.mark.parametrize("wrong", ["image", "category", "both"])
+def test_coco_ids_may_be_text_in_one_list_and_numbers_in_the_other(wrong):
+    plain = one(bbox=[1, 2, 3, 4])
+    (note,) = plain["annotations"]
+    note |= {"image_id": "1"} if wrong != "category" else {"category_id": 3.0}
+    note |= {"category_id": "3"} if wrong == "both" else {}
+    assert [box.category for box in coco(plain).boxes] == ["ship"]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +349,21 @@ def test_coco_shapes():
         (one(bbox=[1, 2, 3]), r"instances\.json, annotation 8: expected bbox"),
         (one(bbox=[1, 2, 3, math.inf]), "expected a number, found inf"),
         (one(bbox=[1, 2, 3, 4], category_id=9), "category_id 9 is not among the categories"),
-        (one(segmentation=[[1, 2, 3, 4]]), "annotation 8: expected segmentation"),
+        (one(segmentation=[[1, 2, 3, 4]]), "annotation 8: expected bbox"),
+        (one(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 8: expected segmentation"),
+        (one(segmentation=[1, 2, 3]), "annotation 8: expected segmentation"),
+        (one(segmentation=[[1, 2, 3, 4, 5, 6], None]), "annotation 8: expected segmentation"),
+        (one(segmentation={"size": [2, 2], "counts": [1, 2]}), "annotation 8: expected run lengths that fill"),
+        (one(segmentation={"size": [2, 2], "counts": [5, -1]}), "annotation 8: expected run lengths that fill"),
+        (one(segmentation={"size": [2], "counts": [2]}), "annotation 8: expected run lengths that fill"),
+        (one(segmentation={"size": [2, 2], "counts": "é"}), "annotation 8: expected run lengths that fill"),
+        (one(segmentation={"size": [2, 2], "counts": "4P"}), "annotation 8: expected run lengths that fill"),
+        (one(bbox=[1, 2, 3, 4], image_id="one"), "no annotation is of one of its images: 1 annotations, the first of"),
+        (one(bbox=[1, 2, 3, 4], image_id=[1]), "expected lists of images"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}, {"id": "1", "file_name": "b"}]},
+            "id 1 is text and number, of a and b",
+        ),
     ],
 )
 def test_coco_damage_is_told(plain, message):

@@ -6,6 +6,7 @@ import io
 import json
 import posixpath
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from datakit.manifest import (
 )
 from datakit.ondisk import find
 from datakit.recipe import Recipe
+from datakit.rules import is_evaluation
 from datakit.sample import Part, Sample, from_table, to_table
 from datakit.sources.labels import label_path
 from datakit.sources.scan import Scan, Source, label_table, listing
@@ -219,6 +221,118 @@ def scanned(about: Collection, root: Path, scratch: Path) -> list[Sample]:
     return [*read, *(record for record in listed if record.dropped)]
 
 
+def zipped(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def picture(about: Collection, scratch: Path, n: int = 0) -> bytes:
+    draw(about, scratch / f"{n}.png", n)
+    return (scratch / f"{n}.png").read_bytes()
+
+
+DOTA_TREES = {  # where an image lies, and its label file
+    "flat": ("train/images/P0000.png", "train/labelTxt/P0000.txt"),
+    "as downloaded": ("train/images/part1.zip::images/P0000.png", "train/labelTxt-v1.0/labelTxt.zip::P0000.txt"),
+    "members in a folder": (
+        "val/images/part1.zip::images/P0003.png",
+        "val/labelTxt-v1.0/labelTxt.zip::labelTxt/P0003.txt",
+    ),
+    "labels unpacked": ("train/images/part2.zip::images/P0000.png", "train/labelTxt/P0000.txt"),
+    "one folder more": ("train/images/P0000.png", "train/labelTxt/labelTxt.zip::labelTxt/P0000.txt"),
+}
+
+
+def put(root: Path, place: str, data: bytes) -> None:
+    """A plain file, or the member of a zip: archive.zip::member."""
+    archive, _, member = place.partition("::")
+    if member:
+        zipped(root / archive, {member: data})
+    else:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(data)
+
+
+@pytest.mark.parametrize("tree", DOTA_TREES)
+def test_dota_is_read_flat_and_as_downloaded(tree: str, tmp_path: Path) -> None:
+    about = Collection.load(FOLDER / "dota.yaml")
+    image, label = DOTA_TREES[tree]
+    put(tmp_path / "tree", image, picture(about, tmp_path))
+    put(tmp_path / "tree", label, dota(DotaText(), []))
+    (record,) = scanned(about, tmp_path / "tree", tmp_path / "work")
+    assert (record.dropped, record.split, record.gsd_m) == ("", image.split("/")[0], 0.5)
+    assert [box["category"] for box in json.loads(record.boxes)] == ["plane"]
+
+
+def test_dota_labels_that_lie_there_twice_are_read_once(tmp_path: Path) -> None:
+    about = Collection.load(FOLDER / "dota.yaml")
+    put(tmp_path / "tree", "train/images/P0000.png", picture(about, tmp_path))
+    for path in ("train/labelTxt-v1.0/labelTxt.zip::P0000.txt", "train/labelTxt-v1.0/labelTxt/P0000.txt"):
+        put(tmp_path / "tree", path, dota(DotaText(), []))
+    (record,) = scanned(about, tmp_path / "tree", tmp_path / "work")
+    assert len(json.loads(record.boxes)) == 1
+
+
+ISAID_TREES = {
+    "as downloaded": (
+        "train/images/part1.zip::images/P0000.png",
+        "train/Semantic_masks/images.zip::images/P0000_instance_color_RGB.png",
+    ),
+    "flat": ("val/images/P0000.png", "val/images/P0000_instance_color_RGB.png"),
+    "masks zipped": ("val/images/P0000.png", "val/Semantic_masks/images.zip::images/P0000_instance_color_RGB.png"),
+}
+
+
+@pytest.mark.parametrize("tree", ISAID_TREES)
+def test_isaid_is_read_flat_and_as_downloaded(tree: str, tmp_path: Path) -> None:
+    about = Collection.load(FOLDER / "isaid.yaml")
+    image, mask_file = ISAID_TREES[tree]
+    split = image.split("/")[0]
+    put(tmp_path / "tree", image, picture(about, tmp_path))
+    labels = next(labels for labels in about.layout.labels if isinstance(labels, MaskRaster))
+    put(tmp_path / "tree", mask_file, mask(labels, []))
+    put(tmp_path / "tree", f"{split}/Annotations/iSAID_{split}.json", coco(CocoJson(path=""), ["P0000.png"]))
+    (record,) = scanned(about, tmp_path / "tree", tmp_path / "work")
+    assert (record.dropped, record.split) == ("", split)
+    assert [box["category"] for box in json.loads(record.boxes)] == ["ship"]
+    assert json.loads(record.mask)["file"]["name"].endswith("P0000_instance_color_RGB.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask_file", "split"),
+    [
+        ("train/855_sat.jpg", "train/855_mask.png", "train"),
+        ("data/training_data/images/855_sat.jpg", "data/training_data/masks/855_mask.png", "train"),
+        ("data/test_data/images/855_sat.jpg", "data/test_data/masks/855_mask.png", "test"),
+        ("data.zip::data/test_data/images/855_sat.jpg", "data/test_data/masks/855_mask.png", "test"),
+    ],
+)
+def test_deepglobe_is_read_as_published_and_as_split_by_users(
+    image: str, mask_file: str, split: str, tmp_path: Path
+) -> None:
+    about = Collection.load(FOLDER / "deepglobe_land.yaml")
+    put(tmp_path / "tree", image, picture(about, tmp_path))
+    labels = next(labels for labels in about.layout.labels if isinstance(labels, MaskRaster))
+    put(tmp_path / "tree", mask_file, mask(labels, []))
+    (record,) = scanned(about, tmp_path / "tree", tmp_path / "work")
+    assert (record.dropped, record.split) == ("", split)
+    assert json.loads(record.mask)["file"]["name"] == mask_file
+
+
+def test_the_bulk_of_million_aid_is_for_pretraining_and_has_no_class(tmp_path: Path) -> None:
+    about = Collection.load(FOLDER / "million_aid.yaml")
+    for n, name in enumerate(("train/water_area/beach/P1.jpg", "test/P2.jpg")):
+        draw(about, tmp_path / "tree" / name, n)
+    records = {record.name: record for record in scanned(about, tmp_path / "tree", tmp_path / "work")}
+    assert {name: record.label for name, record in records.items()} == {
+        "train/water_area/beach/P1.jpg": "beach",
+        "test/P2.jpg": "",
+    }
+    assert not any(is_evaluation(record.split) for record in records.values())
+
+
 def says(record: Sample, labels: Labels, root: Path) -> bool:
     """Whether a record has what its label file says."""
     if isinstance(labels, MaskRaster):
@@ -254,7 +368,8 @@ def test_three_images_and_their_labels_are_read(path: Path, glob: str, tmp_path:
             assert says(record, labels, tmp_path / "tree"), labels
         for labels in about.layout.labels:
             if isinstance(labels, ClassFolders):
-                assert record.label == name.split("/")[-1 - labels.level]
+                folder = name.split("/")[-1 - labels.level]
+                assert record.label == ("" if folder in labels.skip else folder)
 
 
 WITH_LISTS = [path for path in PATHS if any(spec.lists for spec in Collection.load(path).splits.values())]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datakit.errors import RecipeError, ShardError
-from datakit.manifest import Collection, Count, Layout, Manifest, Shard, SourceLeft
+from datakit.manifest import Collection, Count, Layout, Manifest, MaskRaster, Shard, SourceLeft
 
 COLLECTION: dict[str, Any] = {
     "name": "tiny",
@@ -89,9 +89,26 @@ def test_any_text_is_a_glob_or_is_refused_as_one(glob: str) -> None:
         assert layout.kind("ab/a.b") in ("image", "")
 
 
+def test_two_dashes_in_a_glob_are_no_difference_of_sets() -> None:
+    layout = Layout(images=("[+--].jpg", "[---]"))
+    assert [name for name in ("+.jpg", ",.jpg", "-.jpg", "a.jpg", "-", "+") if layout.kind(name)] == [
+        "+.jpg", ",.jpg", "-.jpg", "-",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="is not a glob: bad character range"):
+        Layout(images=("[?--]",))
+
+
 def test_a_bad_glob_is_named() -> None:
     with pytest.raises(ValueError, match=r"\[z-a\].png is not a glob: bad character range z-a"):
         Layout(images=("[z-a].png",))
+
+
+@pytest.mark.parametrize("field", ["classes", "colours"])
+@pytest.mark.parametrize("level", [-1, 255, 256])
+def test_255_of_a_mask_is_no_class(field: str, level: int) -> None:
+    value: Any = {"classes": "building", "colours": (255, 255, 255)}[field]
+    with pytest.raises(ValueError, match=f"from 0 to 254, not {level}: 255 in seg.png is no label"):
+        MaskRaster(path="x", **{field: {0: value, level: value}})
 
 
 def test_labels_go_first() -> None:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from worlds import digests, geotiff, recipe_of, scene, source_of, work_done
 
 import datakit
 from datakit import boxes, image, pixels, scales
+from datakit import plan as plans
+from datakit.errors import StageError
 from datakit.recipe import Recipe
 from datakit.sample import Sample, Window
 from datakit.scales import Reducer, in_reduced, in_source, nearest, reduced_size
+from datakit.stages.exclude import Exclude
 from datakit.stages.slice import Slice
 
 Levels = NDArray[Any]
@@ -186,8 +190,10 @@ def test_small_images_pass_whole_and_reduced() -> None:
     assert tile.scale == pytest.approx(10)
     (tiny,) = sliced(100.0).tiles(image_of())
     assert (tiny.width, tiny.height) == (3, 2)
-    (one,) = sliced(300.0).tiles(image_of(width=7, height=9, image_width=7, image_height=9))
-    assert (one.width, one.height) == (1, 1)
+    (one,) = sliced(3.0).tiles(image_of(width=7, height=9, image_width=7, image_height=9))
+    assert (one.width, one.height, one.dropped) == (1, 1, "")
+    (less,) = sliced(3.0).tiles(image_of(width=4, height=900, image_width=4, image_height=900))
+    assert (less.dropped, less.detail, less.width) == ("smaller_than", "1 x 90 px at 3.0 m", 4)  # 0.4 of a px wide
     (lost,) = sliced(400.0).tiles(image_of())
     assert lost.dropped == "larger_than"
     assert "gsd_m would be 0.3" in lost.detail
@@ -230,6 +236,69 @@ def test_places_boxes_and_control_points_follow_exactly() -> None:
             seen.append(box.iof)
         assert len(tile.footprint) == 8
     assert sum(seen) == pytest.approx(1.0)
+
+
+def test_boxes_of_an_image_that_passes_whole_are_those_that_it_shows() -> None:
+    """33 of 33.3 px are left: a box in the last third of a px is gone, one that reaches into it is clipped."""
+    inside, edge, outside = (boxes.rectangle(*at) for at in ((3, 3, 9, 9), (90, 6, 100, 9), (99.2, 6, 100, 9)))
+    seen = boxes.through([boxes.Box("car", points) for points in (inside, edge, outside)], Window(0, 0, 100, 90))
+    sample = image_of(gsd_m=1.0, width=100, height=90, image_width=100, image_height=90, boxes=boxes.dumps(seen))
+    (whole,) = sliced(3.0).tiles(sample)
+    (window,) = Slice.model_validate({"gsd_m": 3.0, "grid": {"size_px": 33}}).tiles(sample)
+    assert (whole.width, whole.height, whole.window) == (33, 30, None)
+    found = boxes.loads(whole.boxes)
+    assert [len(box.points) for box in found] == [8, 8]
+    assert max(found[1].clipped[::2]) == 33
+    assert found[1].iof == pytest.approx(0.9)
+    assert whole.boxes == window.boxes == boxes.dumps(boxes.through(found, Window(0, 0, 33, 30)))
+
+
+SIZE_RULES = [
+    {"rule": "smaller_than", "side_px": 64},
+    {"rule": "longer_than", "ratio": 5, "name": "strip"},
+    {"rule": "bands", "allow": ["red", "green", "blue"]},
+]
+
+
+def test_rules_over_sizes_hold_again_for_what_is_reduced(tmp_path: Path) -> None:
+    """0.5 m becomes 5 m: of 100 x 91 px are left 10 x 9. What is coarse already keeps its size."""
+    data = tmp_path / "data"
+    geotiff(data / "a" / "small.tif", scene(1, 100, 91))
+    geotiff(data / "a" / "large.tif", scene(2, 700, 650))
+    geotiff(data / "a" / "tiny.tif", scene(3, 70, 63))
+    geotiff(data / "a" / "strip.tif", scene(4, 3464, 694))  # 4.99 times as long; of 347 x 69 px, 5.03 times
+    geotiff(data / "a" / "coarse.tif", scene(5, 100, 91), transform=from_origin(500_000, 5_400_000, 5, 5))
+    recipe = recipe_for("a", gsd_m=5.0).model_copy(update={"exclude": Exclude.model_validate({"rules": SIZE_RULES})})
+    plan = plans.look(recipe, {"a": data / "a"}, 99)["a"]
+    counts = {c.stage: c for c in datakit.build(recipe, data, tmp_path / "out", workers=0).counts}
+    assert counts["exclude"].dropped == {"smaller_than": 1}
+    assert counts["slice"].dropped == {"smaller_than": 1, "strip": 1}
+    assert counts["slice"].came == counts["slice"].left + 2 == 4
+    assert plan.tiles == counts["slice"].made == counts["cut"].came == 2
+    assert plan.dropped == Counter(counts["exclude"].dropped) + Counter(counts["slice"].dropped)
+    left = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+    details = {row["name"]: row["detail"] for row in left if row["detail"]}
+    assert details == {"small.tif": "10 x 9 px at 5.0 m", "strip.tif": "347 x 69 px at 5.0 m"}
+    assert {row["name"]: row["width"] for row in left} == {"small.tif": 100, "tiny.tif": 70, "strip.tif": 3464}
+
+
+def test_what_rules_drop_of_reduced_images_counts_for_their_share(tmp_path: Path) -> None:
+    for n in range(4):
+        geotiff(tmp_path / "data" / "a" / f"{n}.tif", scene(n, 640 if n else 100, 640))
+    rule = {"rule": "smaller_than", "side_px": 60}
+    plain = recipe_for("a", gsd_m=5.0).model_dump(mode="json")
+    kept = Recipe.model_validate({**plain, "exclude": {"rules": [{**rule, "max_share": 0.3}]}})
+    assert datakit.build(kept, tmp_path / "data", tmp_path / "out", workers=0).samples == 3
+    stopped = Recipe.model_validate({**plain, "exclude": {"rules": [{**rule, "max_share": 0.2}]}})
+    with pytest.raises(StageError, match="smaller_than dropped 1 of 4"):
+        datakit.build(stopped, tmp_path / "data", tmp_path / "other", workers=0)
+
+
+def test_a_recipe_that_reduces_nothing_slices_as_before() -> None:
+    rules = {"rules": SIZE_RULES}
+    plain = recipe_for("a", gsd_m=None).model_copy(update={"exclude": Exclude.model_validate(rules)})
+    assert plain.slicing() is plain.slice
+    assert recipe_for("a").slicing() == recipe_for("a").slice
 
 
 def test_boxes_made_larger_and_smaller() -> None:

@@ -17,6 +17,7 @@ from datakit import boxes
 from datakit.errors import StageError
 from datakit.plan import check, look
 from datakit.recipe import Recipe
+from datakit.sources.joined import same_names
 
 NAMES = {"train": ("P1", "P2"), "val": ("P3",)}
 
@@ -328,3 +329,74 @@ def test_three_of_the_same_images(data: Path, tmp_path: Path) -> None:
     plan = promised(Recipe.model_validate({**plain, "sources": [*plain["sources"], third]}), data, tmp_path / "out")
     assert (plan["third"].main, plan["third"].same, plan["third"].images) == ("quads", 1, 1)
     assert plan["quads"].silent[("third", "train")] == 1  # P2
+
+
+def joined_boxes(out: Path) -> dict[str, list[str]]:
+    rows = [
+        row
+        for path in sorted(out.with_name("out.work").rglob("scan/**/*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    return {f"{r['source']}/{r['name']}": [box.category for box in boxes.loads(r["boxes"])] for r in rows}
+
+
+@pytest.mark.parametrize("first", ["main", "other"])
+def test_where_stems_repeat_equal_names_are_the_same(tmp_path: Path, first: str) -> None:
+    data = tmp_path / "data"
+    for n, (city, label) in enumerate((("oslo", "ship"), ("rome", "plane"), ("bonn", ""))):
+        put(data / "main" / city / "images" / "1.png", n)
+        put(data / "other" / city / "images" / "1.png", n, label)
+    plan = promised(pair(tmp_path, {}, {}, first), data, tmp_path / "out")
+    assert joined_boxes(tmp_path / "out") == {
+        f"{first}/oslo/images/1.png": ["ship"],
+        f"{first}/rome/images/1.png": ["plane"],
+        f"{first}/bonn/images/1.png": [],
+    }
+    assert not any(e.unclear for e in plan.values())
+
+
+def test_where_stems_repeat_paths_that_end_alike_are_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for n, (city, label) in enumerate((("oslo", "ship"), ("rome", "plane"))):
+        put(data / "main" / "train" / city / "images" / "1.png", n)
+        put(data / "other" / "cities" / city / "images" / "1.png", n, label)
+    promised(pair(tmp_path, {}, {}), data, tmp_path / "out")
+    assert joined_boxes(tmp_path / "out") == {
+        "main/train/oslo/images/1.png": ["ship"],
+        "main/train/rome/images/1.png": ["plane"],
+    }
+
+
+def test_what_folders_leave_open_is_not_joined_but_told(tmp_path: Path) -> None:
+    """rome and wien may be one place or two: neither is left out, and neither takes the other's labels."""
+    data = tmp_path / "data"
+    for n, (place, label) in enumerate(
+        (("main/oslo", ""), ("main/rome", ""), ("other/oslo", "ship"), ("other/wien", "tree"))
+    ):
+        put(data / place / "images" / "1.png", (0, 1, 0, 3)[n], label)
+    one = pair(tmp_path, {}, {})
+    plan = promised(one, data, tmp_path / "out")
+    assert joined_boxes(tmp_path / "out") == {
+        "main/oslo/images/1.png": ["ship"],
+        "main/rome/images/1.png": [],
+        "other/wien/images/1.png": ["tree"],
+    }
+    assert plan["other"].unclear == ["wien/images/1.png"]
+    why = "1 image may be of main, too, but folders leave open which: read apart, no labels joined"
+    told = f"other: {why} (wien/images/1.png)"
+    assert told in [line.strip() for line in check(one, data)]
+    said: list[str] = []
+    datakit.build(one, data=data, out=tmp_path / "again", workers=0, say=said.append)
+    assert f"warning: {told}" in said
+
+
+def test_names_that_are_the_same() -> None:
+    theirs = {"1": [("a/1.png", "train"), ("b/1.png", "train")], "2": [("x/2.png", ""), ("2.tif", "")]}
+    assert same_names([("a/1.png", "")], theirs) == {"a/1.png": "a/1.png"}
+    assert same_names([("a/1.png", "test")], theirs) == {"a/1.png": "a/1.png"}  # whatever the folders are said to tell
+    assert same_names([("c/1.png", "")], theirs) == {}
+    assert same_names([("z/b/1.jpg", ""), ("b/1.jpg", "")], theirs) == {}  # two that end alike
+    assert same_names([("z/b/1.jpg", ""), ("b/1.png", "")], theirs) == {"b/1.png": "b/1.png"}
+    assert same_names([("z/b/1.jpg", "test")], theirs) == {}
+    assert same_names([("x/2.jpg", ""), ("y/2.jpg", "")], theirs) == {"x/2.jpg": "x/2.png"}
+    assert same_names([("3.jpg", "")], theirs) == {}

@@ -1,4 +1,7 @@
-"""Label files in JSON: COCO, GeoJSON, fMoW's, captions. What a reader gives of one image is a `Labelled`."""
+"""Label files in JSON: GeoJSON, fMoW's, captions; of COCO see `coco`. What a reader gives of one image is a `Labelled`.
+
+A file of many images knows each by its name relative to the folder that its names are relative to.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,16 @@ def number(where: str, value: object) -> float:
     return found
 
 
+def metres(where: str, value: object) -> float | None:
+    """A ground sampling distance, "0.5" or "0.5m"; 0, NaN, null and nothing say that it is not known."""
+    if str(value).strip().lower() in ("", "null", "none", "nan"):
+        return None
+    found = number(where, value.strip().removesuffix("m") if isinstance(value, str) else value)
+    if found < 0:
+        raise SourceError(f"{where}: expected metres a pixel above 0, or null, found {value!r:.40}")
+    return found or None
+
+
 def parsed(path: str, data: bytes) -> Any:
     """What a JSON file holds."""
     try:
@@ -55,58 +68,17 @@ def parsed(path: str, data: bytes) -> Any:
         raise SourceError(f"{path}, line {getattr(exc, 'lineno', 1)}: expected JSON: {exc}") from None
 
 
-def named(images: str, file_name: str) -> str:
-    """Name, within the collection, of an image that a label file names."""
-    return posixpath.normpath(posixpath.join(images, file_name.replace("\\", "/")))
+def named(file_name: str) -> str:
+    """Name of an image that a label file names, relative to the folder that its names are relative to."""
+    return posixpath.normpath(file_name.replace("\\", "/"))
 
 
-def _xywh(where: str, key: str, value: object) -> tuple[float, ...]:
+def xywh(where: str, key: str, value: object) -> tuple[float, ...]:
     """The 4 corners of a box given as [x, y, width, height]."""
     if not isinstance(value, list) or len(value) != 4:
         raise SourceError(f"{where}: expected {key} [x, y, width, height], found {value!r:.80}")
     x, y, width, height = (number(where, v) for v in value)
     return rectangle(x, y, round(x + width, DECIMALS), round(y + height, DECIMALS))
-
-
-class Coco:
-    """One COCO file, by image. Its dates are left alone: annotation tools write the day of their own work there."""
-
-    def __init__(self, path: str, data: bytes, images: str) -> None:
-        self._path = path
-        plain = parsed(path, data)
-        try:
-            places = {i["id"]: named(images, i["file_name"]) for i in plain["images"]}
-            categories = {c["id"]: str(c["name"]) for c in plain.get("categories", [])}
-            self._notes: dict[str, list[tuple[str | None, dict[str, Any]]]] = {}
-            for note in plain.get("annotations", []):  # the files of test splits have none
-                if note["image_id"] in places:
-                    known = categories.get(note.get("category_id")), note
-                    self._notes.setdefault(places[note["image_id"]], []).append(known)
-        except (KeyError, TypeError, AttributeError) as exc:
-            wanted = "images (id, file_name), annotations (image_id, category_id, bbox), categories (id, name)"
-            raise SourceError(f"{path}: expected lists of {wanted}; {type(exc).__name__}: {exc}") from None
-
-    def of(self, image: Sample, name: str) -> Labelled:
-        """Boxes of one image: one for each polygon of its annotations, or for the bbox where there is none."""
-        return Labelled(boxes=[box for category, note in self._notes.get(name, []) for box in self._of(category, note)])
-
-    def _of(self, category: str | None, note: dict[str, Any]) -> list[Box]:
-        where = f"{self._path}, annotation {note.get('id')!r:.40}"
-        if category is None:
-            raise SourceError(f"{where}: category_id {note.get('category_id')!r:.40} is not among the categories")
-        # AODRaw marks regions to leave out by a category of that name
-        ignore = bool(note.get("iscrowd") or note.get("ignore")) or category == "ignore"
-        shapes = note.get("segmentation")
-        polygons = [shape for shape in shapes if shape] if isinstance(shapes, list) else []  # else: run lengths
-        if polygons:
-            return [Box(category, _coco_polygon(where, p), ignore=ignore, kind="polygon") for p in polygons]
-        return [Box(category, _xywh(where, "bbox", note.get("bbox")), ignore=ignore, kind="box")]
-
-
-def _coco_polygon(where: str, shape: object) -> tuple[float, ...]:
-    if not isinstance(shape, list) or len(shape) < 6 or len(shape) % 2:
-        raise SourceError(f"{where}: expected segmentation [[x1, y1, x2, y2, x3, y3, …], …], found {shape!r:.80}")
-    return tuple(number(where, v) for v in shape)
 
 
 class Features:
@@ -117,7 +89,7 @@ class Features:
     empty one, or one outside of the domain of the image's projection.
     """
 
-    def __init__(self, path: str, data: bytes, spec: GeoJson, images: str) -> None:
+    def __init__(self, path: str, data: bytes, spec: GeoJson) -> None:
         self._path, self._spec = path, spec
         plain = parsed(path, data)
         self._crs = _crs(path, plain)
@@ -132,7 +104,7 @@ class Features:
                 if not isinstance(image, str):
                     raise SourceError(f"{path}, feature {n}: expected the file name of an image in "
                                       f"{spec.image}, found {image!r:.80}")  # fmt: skip
-                name = named(images, image)
+                name = named(image)
             if spec.bounds and spec.bounds not in properties:
                 raise SourceError(f"{path}, feature {n}: expected {spec.bounds}, found {', '.join(properties)!r:.80}")
             shape = properties[spec.bounds] if spec.bounds else feature.get("geometry")
@@ -302,9 +274,7 @@ def fmow(path: str, data: bytes) -> Labelled:
     notes = plain.get("bounding_boxes", []) if isinstance(plain, dict) else None
     if not isinstance(notes, list):
         raise SourceError(f"{path}: expected {{gsd, timestamp, bounding_boxes: […]}}, found {_short(plain)}")
-    gsd_m = None if plain.get("gsd") is None else number(f"{path}, gsd", plain["gsd"])
-    if gsd_m is not None and gsd_m <= 0:
-        raise SourceError(f"{path}, gsd: expected metres above 0, or null, found {gsd_m}")
+    gsd_m = metres(f"{path}, gsd", plain.get("gsd"))
     timestamp = plain.get("timestamp") or ""
     if not isinstance(timestamp, str):
         raise SourceError(f"{path}, timestamp: expected YYYY-MM-DDThh:mm:ssZ, found {timestamp!r:.40}")
@@ -315,7 +285,7 @@ def fmow(path: str, data: bytes) -> Labelled:
         if not isinstance(category, str):
             raise SourceError(f"{where}: expected {{category, box}}, found {note!r:.80}")
         if category:
-            boxes.append(Box(category, _xywh(where, "box", note.get("box")), kind="box"))
+            boxes.append(Box(category, xywh(where, "box", note.get("box")), kind="box"))
     label = next((box.category for box in boxes if box.category != FALSE_DETECTION), "")
     is_time = re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?", timestamp)
     return Labelled(label, boxes, gsd_m, timestamp if is_time else "")
@@ -324,7 +294,7 @@ def fmow(path: str, data: bytes) -> Labelled:
 class Captioned:
     """One file of captions, by image: RSICD's `images` with `filename`, `sentences` (`raw`) and perhaps `split`."""
 
-    def __init__(self, path: str, data: bytes, images: str) -> None:
+    def __init__(self, path: str, data: bytes) -> None:
         self._path = path
         plain = parsed(path, data)
         entries = plain.get("images") if isinstance(plain, dict) else None
@@ -335,7 +305,7 @@ class Captioned:
             name = entry.get("filename") if isinstance(entry, dict) else None
             if not isinstance(name, str):
                 raise SourceError(f"{path}, image {n}: expected {{filename, sentences}}, found {entry!r:.80}")
-            self._notes.setdefault(named(images, name), []).append((n, entry))
+            self._notes.setdefault(named(name), []).append((n, entry))
 
     def of(self, image: Sample, name: str) -> Labelled:
         """Captions and split of one image."""

@@ -12,14 +12,26 @@ from xml.parsers import expat
 from ..boxes import Box, rectangle, turned
 from ..errors import SourceError
 from ..files import READABLE, File
-from ..manifest import Captions, ClassFolders, CocoJson, DotaText, FmowJson, GeoJson, Labels, MaskRaster, MaskSource
+from ..manifest import (
+    Captions,
+    ClassFolders,
+    CocoJson,
+    DotaText,
+    FmowJson,
+    GeoJson,
+    Labels,
+    MaskRaster,
+    MaskSource,
+    VocXml,
+)
 from ..sample import Sample
-from .formats import Captioned, Coco, Features, Labelled, fmow, number
+from .coco import Coco
+from .formats import Captioned, Features, Labelled, fmow, metres, number
 
 __all__ = ["LabelReader", "Labelled"]
 
 _SHAPES = ("points", "polygon", "robndbox", "bndbox")  # in VOC files; the tighter one first
-TOKEN = re.compile(r"\{(dir|stem|name)\}|\{stem:([+-])(\d+)\}")
+TOKEN = re.compile(r"\{(dir|folder|stem|name)\}|\{stem:([+-])(\d+)\}")
 
 Shared = CocoJson | GeoJson | Captions  # one file may be of many images
 Index = Coco | Features | Captioned
@@ -42,12 +54,18 @@ class LabelReader:
         self._labels = sorted(labels, key=lambda each: not isinstance(each, ClassFolders))
         self._read = read
         self._find = find
-        self._shared: dict[tuple[int, str, str], Index | str | None] = {}  # str: why the file cannot be used
+        self._shared: dict[tuple[str, str], Index | str | None] = {}  # str: why the file cannot be used
 
     def __call__(self, image: Sample) -> Labelled:
         """Labels of an image; its name is a posix path within the collection."""
         name = posixpath.normpath(image.name)
-        found = [self._labelled(n, image, name) for n in range(len(self._labels))]
+        found: list[Labelled] = []
+        read: set[str] = set()  # kinds of which an image has one file: further entries say where else it may lie
+        for labels in self._labels:
+            said = None if labels.kind in read else self._labelled(labels, image, name)
+            if said is not None:
+                found.append(said)
+                read |= {labels.kind} if isinstance(labels, DotaText | VocXml) else set()
         return Labelled(
             label=next((f.label for f in found if f.label), ""),
             boxes=[box for f in found for box in f.boxes],
@@ -58,23 +76,24 @@ class LabelReader:
             split=next((f.split for f in found if f.split), ""),
         )
 
-    def _labelled(self, n: int, image: Sample, name: str) -> Labelled:
-        labels = self._labels[n]
+    def _labelled(self, labels: Labels, image: Sample, name: str) -> Labelled | None:
+        """What one entry says of an image; None where there is no such file."""
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
-            return Labelled(folders[-labels.level] if labels.level <= len(folders) else "")
+            label = folders[-labels.level] if labels.level <= len(folders) else ""
+            return Labelled("" if label in labels.skip else label)
         path = label_path(labels.path, name)
         if path is None:
-            return Labelled()
+            return None
         if isinstance(labels, MaskRaster):
             return Labelled(mask=self._mask(labels, path))
         if isinstance(labels, CocoJson | GeoJson | Captions):
             images = label_path(labels.images or ".", name)
-            index = None if images is None else self._index(n, labels, path, images)
-            return index.of(image, name) if index else Labelled()
+            index = None if images is None else self._index(labels, path)
+            return index.of(image, posixpath.relpath(f"/{name}", f"/{images}")) if index else None
         data = self._read(path)
         if data is None:
-            return Labelled()
+            return None
         if isinstance(labels, DotaText):
             return _dota(path, data)
         if isinstance(labels, FmowJson):
@@ -95,14 +114,14 @@ class LabelReader:
         }
         return MaskSource(file=asdict(file), **said).to_json()
 
-    def _index(self, n: int, labels: Shared, path: str, images: str) -> Index | None:
+    def _index(self, labels: Shared, path: str) -> Index | None:
         """The labels of a file by image. A file of many images is kept: one of a gigabyte is not parsed for each."""
         if "{stem" in labels.path or "{name" in labels.path:
-            return self._opened(labels, path, images)
-        key = (n, path, images)
+            return self._opened(labels, path)
+        key = (labels.model_dump_json(exclude={"images"}), path)
         if key not in self._shared:
             try:
-                self._shared[key] = self._opened(labels, path, images)
+                self._shared[key] = self._opened(labels, path)
             except SourceError as exc:
                 self._shared[key] = str(exc)
         index = self._shared[key]
@@ -110,24 +129,26 @@ class LabelReader:
             raise SourceError(index)
         return index
 
-    def _opened(self, labels: Shared, path: str, images: str) -> Index | None:
+    def _opened(self, labels: Shared, path: str) -> Index | None:
         data = self._read(path)
         if data is None:
             return None
         if isinstance(labels, GeoJson):
-            return Features(path, data, labels, images)
-        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data, images)
+            return Features(path, data, labels)
+        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data)
 
 
 def label_path(template: str, name: str) -> str | None:
     """A path within the collection; {dir}, {stem}, {name} are of the image: its folder, its file without and with
-    suffix; {stem:-4} is the stem without its last 4 characters, {stem:+4} the one without its first 4.
+    suffix; {folder} is the last part of {dir}; {stem:-4} is the stem without its last 4 characters, {stem:+4} the one
+    without its first 4.
 
     None if the path climbs out of the collection.
     """
     file = posixpath.basename(name)
     stem = posixpath.splitext(file)[0]
-    values = {"dir": posixpath.dirname(name) or ".", "stem": stem, "name": file}
+    folder = posixpath.dirname(name)
+    values = {"dir": folder or ".", "folder": posixpath.basename(folder) or ".", "stem": stem, "name": file}
 
     def value(token: re.Match[str]) -> str:
         word, side, count = token.groups()
@@ -154,22 +175,27 @@ def _dota(path: str, data: bytes) -> Labelled:
             case "" | "imagesource":
                 pass
             case "gsd":
-                gsd_m = None if value.lower() in ("", "null", "none", "nan") else number(where, value)
-                if gsd_m is not None and gsd_m <= 0:
-                    raise SourceError(f"{where}: expected gsd:METRES above 0 or gsd:null, found {value!r:.40}")
+                gsd_m = metres(where, value)
             case "acquisition dates":
                 acquired = value if re.fullmatch(r"\d{4}-\d\d-\d\d", value) else ""
             case _:
-                boxes.append(_dota_box(where, line.split()))
+                boxes.append(_dota_box(where, line))
     return Labelled("", boxes, gsd_m, acquired)
 
 
-def _dota_box(where: str, words: list[str]) -> Box:
-    if len(words) not in (9, 10) or not all(word.isdecimal() for word in words[9:]):
-        line = " ".join(words)
+def _dota_box(where: str, line: str) -> Box:
+    """The box of a line, parted by blanks or by commas; whatever is not 0 is difficult, as 2 and -1 in later files."""
+    words = line.split()
+    if len(words) not in (9, 10) or "," in words[0]:
+        words = re.split(r"\s*,\s*|\s+", line.strip().rstrip(", "))
+    try:
+        difficult = any(float(word) != 0 for word in words[9:])
+    except ValueError:
+        words = []
+    if len(words) not in (9, 10) or not all(words):
         raise SourceError(f"{where}: expected x1 y1 x2 y2 x3 y3 x4 y4 class difficult (0 or 1), found {line!r:.80}")
     points = tuple(number(where, word) for word in words[:8])
-    return Box(words[8], points, difficult=words[9:] not in ([], ["0"]), kind="quad")
+    return Box(words[8], points, difficult=difficult, kind="quad")
 
 
 def _xml(path: str, data: bytes) -> ElementTree.Element:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,12 +21,12 @@ from ..hand import holding
 from ..manifest import Collection, Split
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import beside, geotiff
-from .joined import Reader, joined, stem_of
+from .joined import Named, Reader, SameNames, joined, same_names, stem_of
 from .labels import LabelReader
 from .lists import Lists, read_lists
 
 HEAD_BYTES = 32
-NOWHERE: Mapping[str, set[str]] = {}
+NOWHERE: Mapping[str, Any] = {}
 USED = ("modality", "licence", "bands", "gsd_m", "layout", "splits")  # fields of a collection that records depend on
 
 
@@ -60,10 +60,17 @@ class Source(Spec):
         return next((p for p in places if p.exists()), None)
 
 
-def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set[str]] = NOWHERE) -> Iterator[Sample]:
+def same_as(source: Source, found: list[files.File], theirs: Mapping[str, Sequence[Named]]) -> dict[str, str]:
+    """Which images of a source are those of another one that reads them: their name by ours. theirs: by stem."""
+    about = source.collection
+    ours = {f.name for f in found if theirs and about.kind(f.name) == "image"}
+    return same_names(((name, about.split_of(name)) for name in sorted(ours)), theirs)
+
+
+def listing(source: Source, found: list[files.File], same: Mapping[str, str] = NOWHERE) -> Iterator[Sample]:
     """A record, not yet read, for each file but labels and side-cars; what the layout's globs do not match is dropped.
 
-    elsewhere: splits of the images that another source with the same images has, by stem; "" where no split is told.
+    same: names of images that another source reads, see `same_as`.
     """
     seen: dict[str, files.File] = {}
     sides = side_cars(source, found)
@@ -82,16 +89,11 @@ def listing(source: Source, found: list[files.File], elsewhere: Mapping[str, set
                 raise SourceError(f"{both}: different files of one name. Unpack the archives to folders of their own")
             key = make_key(sample.source, file.path)
             yield replace(sample, key=key, id=key_id(key)).drop("listed_twice", f"also at {files.utf8(first.path)}")
-        elif is_there(elsewhere.get(stem_of(file.name), set()), source.collection.split_of(file.name)):
+        elif file.name in same:
             yield sample.drop("same_images", "read in the source that has the same images; its labels are joined there")
         else:
             seen[file.name] = file
             yield sample.drop("unsafe", "a link or a name that leads outside") if file.packing == "unsafe" else sample
-
-
-def is_there(splits: set[str], split: str) -> bool:
-    """Whether an image of a split is one of those that have its stem and these splits; unknown ones may be any."""
-    return bool(splits) and (not split or "" in splits or split in splits)
 
 
 def located(source: Source, file: files.File) -> Sample:
@@ -124,10 +126,10 @@ class Labels(Spec):
         about = self.source.collection.model_dump(mode="json", include=set(USED))
         return [self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels]
 
-    def names(self, part: Part) -> dict[str, list[str]]:
-        """Names of its images by stem, where another source reads them."""
+    def names(self, part: Part) -> SameNames:
+        """Names of its images, where another source reads them."""
         path = part.work / "labels" / f"{self.labels}.images.parquet"
-        return image_names(path) if path.exists() else {}
+        return image_names(path) if path.exists() else SameNames()
 
     def reader(self, part: Part) -> Reader:
         """What its label files and its lists say of images."""
@@ -144,7 +146,7 @@ class Scan(Labels):
     also: sources that have the same images: what they say of them is joined.
     """
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
     also: tuple[Labels, ...] = ()
 
     def digest(self, *more: str) -> str:
@@ -268,13 +270,18 @@ def side_cars(source: Source, found: list[files.File]) -> set[str]:
     return beside.of_images(lambda name: kind(name) == "image", (f.name for f in found))
 
 
+def same_table(names: Iterable[str], same: Mapping[str, str]) -> pa.Table:
+    """Names of images, each with the one that it has where it is read, as `image_names` reads them."""
+    rows = sorted(names)
+    return pa.table({"name": pa.array(rows, pa.string()), "there": pa.array([same.get(n, "") for n in rows])})
+
+
 @lru_cache(maxsize=4)
-def image_names(path: Path) -> dict[str, list[str]]:
-    """Names by stem, from the table at `path`."""
-    names: dict[str, list[str]] = {}
-    for name in pq.read_table(path).column("name").to_pylist():
-        names.setdefault(stem_of(name), []).append(name)
-    return names
+def image_names(path: Path) -> SameNames:
+    """The names in the table at `path`."""
+    rows = pq.read_table(path).to_pylist()
+    there = {row["there"]: row["name"] for row in rows if row["there"]}
+    return SameNames(frozenset(stem_of(row["name"]) for row in rows), there)
 
 
 @lru_cache(maxsize=4)

@@ -48,7 +48,7 @@ SPOOL_BYTES = 1 << 26  # of encoded tiles in memory, before they go to a file
 class Cut(Spec):
     """Tiles as bytes, and every number that later rules look at."""
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     encode: Encode = Encode()
     narrow: Narrow | None = None

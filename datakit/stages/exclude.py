@@ -13,7 +13,7 @@ from pydantic import model_validator
 from ..columns import Columns
 from ..errors import RecipeError, StageError
 from ..image import COLOURS, Narrow
-from ..rules import Column, Rule
+from ..rules import Column, LargerThan, LongerThan, Rule, SmallerThan
 from ..sample import Part, Spec
 
 
@@ -34,6 +34,10 @@ class Exclude(Spec):
     def header(self, narrow: Narrow | None, *first: Rule) -> HeaderRules:
         """The rules over header facts, of which `narrow` changes some; those of `first` before them."""
         return HeaderRules(rules=(*first, *(r for r in self.rules if not r.MEASURED)), narrow=narrow)
+
+    def sizes(self) -> tuple[Rule, ...]:
+        """The rules over width and height."""
+        return tuple(r for r in self.rules if isinstance(r, SmallerThan | LongerThan | LargerThan))
 
     def measured(self) -> Exclude:
         """The rules over measured values."""

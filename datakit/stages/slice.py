@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
 from .. import boxes, place, scales
+from ..columns import Columns
+from ..rules import LargerThan, LongerThan, SmallerThan
 from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
 from ..windows import crops_per_area, grid, scattered
 
@@ -81,10 +83,11 @@ class Slice(Spec):
     """Windows of each image, as records of their own; boxes and places follow.
 
     With `gsd_m`, images are first reduced to that many metres a pixel, by area: windows are in px of the result. Images
-    within 1 % of it, coarser ones and those of an unknown distance stay at their own scale: see rule `gsd`.
+    within 1 % of it, coarser ones and those of an unknown distance stay at their own scale: see rule `gsd`. Rules over
+    sizes (`smaller_than`, `longer_than`, `larger_than`) hold for an image as it is, and again once it is reduced.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     grid: Grid | None = None
     random: Random | None = None
     gsd_m: float | None = Field(None, gt=0, description="finer images are reduced to this, metres per pixel")
@@ -121,12 +124,35 @@ class Slice(Spec):
             windows = way.windows(whole) if way else []
         except ValueError as exc:
             return [sample.drop("larger_than", str(exc))]
+        if scale != 1 and (reason := self.refused(sample, whole)):
+            return [sample.drop(reason, f"{whole.width} x {whole.height} px at {self.gsd_m} m")]
         if not windows:
-            return [whole]
+            return [whole if scale == 1 else shown(whole)]
         shapes = boxes.by_window(boxes.loads(whole.boxes), windows)
         ours = windows if scale == 1 else [scales.in_source(w, scale, sample.width, sample.height) for w in windows]
         places = place.footprints(sample, ours)
         return [cut_out(whole, *each) for each in zip(ours, shapes, places, windows, strict=True)]
+
+    def refused(self, sample: Sample, whole: Sample) -> str:
+        """Why an image is left out once it is reduced: where less than half a px is left of a side; or ""."""
+        return "smaller_than" if 2 * min(sample.width, sample.height) < whole.scale else ""
+
+
+class Reducing(Slice):
+    """A slice that holds what it reduces to the rules over sizes, which have seen the size before."""
+
+    sizes: tuple[Annotated[SmallerThan | LongerThan | LargerThan, Field(discriminator="rule")], ...] = ()
+
+    def refused(self, sample: Sample, whole: Sample) -> str:
+        size = Columns(pa.table({"width": [whole.width], "height": [whole.height]}))
+        reason = next((rule.reason for rule in self.sizes if rule.matches(size)[0]), "")
+        return reason or super().refused(sample, whole)
+
+
+def shown(whole: Sample) -> Sample:
+    """A reduced image with what it shows of its boxes: its last px may end before the ground that they lie on."""
+    inside = boxes.through(boxes.loads(whole.boxes), Window(0, 0, whole.width, whole.height))
+    return replace(whole, boxes=boxes.dumps(inside))
 
 
 def reduced(sample: Sample, scale: float) -> Sample:
