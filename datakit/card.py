@@ -101,7 +101,7 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
             yield f"Exact duplicates disagreed on {len(dedup['conflicts']):,} labels or boxes: see `dedup.json`."
         if dedup["twins"] or dedup["beyond_series"]:
             yield f"Besides, {dedup['twins']:,} images are products of an acquisition that is here in another form, and"
-            yield f"{dedup['beyond_series']:,} are further dates of a place."
+            yield f"{dedup['beyond_series']:,} tiles are further dates of a place."
     else:
         yield "\nDuplicates: none were looked for."
     yield "\nNot seen by signatures of whole pictures:\n"

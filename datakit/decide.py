@@ -38,7 +38,7 @@ from .stages.same_place import covered, verdict_files
 
 STAGES = ("protect", "dedup", "same_place")
 FOLDER = "decided"  # below the work folder
-VERSION = 1  # raise it when a decision changes for the same records
+VERSION = 2  # raise it when a decision changes for the same records
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .crowd import LOST, Crowd, Match
@@ -67,9 +66,9 @@ def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: 
     rows, mine = np.zeros(0, np.int64), np.zeros((0, 8))
     if spec.footprints and len(entries) and alive.any():
         rows = np.flatnonzero(alive)
-        column = crowd.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
-        placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
-        rows, mine = rows[placed], column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
+        mine = crowd.footprints(rows)
+        placed = mine.any(axis=1)
+        rows, mine = rows[placed], mine[placed]
         compared["placed"] = max(compared["placed"], len(rows))
     pairs = overlapping(theirs, mine, spec.footprint_share)
     none = np.zeros(len(pairs), np.int8)
