@@ -94,6 +94,8 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
         goes = f"{sum(dedup['goes'].values()):,} tiles, those of {images:,} whole images and {tiles:,} single ones,"
         what = "would go as duplicates; all are still here" if dedup["action"] == "report" else "went as duplicates"
         how = f"a signature within {dedup['radius_bits']} bits of that of a kept one and a like thumbnail"
+        if dedup["equal_levels"]:
+            how = "equal levels in all bands"
         if dedup["signature"] == "cnn":
             how += f"; of single tiles, CNN vectors ({dedup['model']}) of a cosine of {dedup['cosine']} or more"
         yield f"\nDuplicates: {goes} {what}: {how}."

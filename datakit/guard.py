@@ -13,13 +13,15 @@ from .crowd import LOST, Crowd, Match
 from .errors import StageError
 from .footprints import overlapping
 from .looks import TURNS
+from .recipe import Recipe
 from .stages.protect import HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
 
 
-def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
+def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
     """Records that must go (LOST), and the certificate. alive: (N,) records that take part."""
+    spec, levels = recipe.protect, recipe.cut.encode.keeps_levels
     lists = spec.read()
     alive = alive.copy()
     compared = {
@@ -39,7 +41,7 @@ def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None
             told += _told(crowd, held, matches, level)
             tables.append(_lost(crowd, held, goes, level))
             alive[goes.row] = False
-    return pa.concat_tables(tables), certificate(spec, lists, compared, told)
+    return pa.concat_tables(tables), certificate(spec, lists, compared, told, levels)
 
 
 Found = tuple[Matches, Matches, str]  # what matched, the records that go for it, and what was compared

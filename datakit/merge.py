@@ -58,7 +58,7 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
 
     def find(by: Ints) -> Stars:
         if spec.signature == "phash":
-            return spec.find(crowd.looks, by, crowd.windows, series.records)
+            return spec.find(crowd.looks, by, crowd.windows, series.records, exact=recipe.cut.encode.keeps_levels)
         return cnn(spec, crowd, by, centre & crowd.whole, series.records, work, say)
 
     none = np.zeros(0, np.int64)
@@ -86,7 +86,8 @@ def images(recipe: Recipe, crowd: Crowd, there: Bools, series: Series) -> tuple[
     products = twins(crowd, by[there[by]])
     there = there.copy()
     there[list(products)] = False
-    scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.images)
+    exact = recipe.cut.encode.keeps_levels  # a picture shows three bands of many
+    scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.images, exact=exact)
     return products, scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole: as tiles
 
 
@@ -161,7 +162,8 @@ def cnn(
 def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: Sequence[int]) -> dict[str, Any]:
     """What dedup.json says."""
     spec = recipe.dedup or Dedup()
-    a_pair = chance(spec.radius_bits) * (PLACES if spec.orientations else 1)
+    exact = recipe.cut.encode.keeps_levels
+    a_pair = 0.0 if exact else chance(spec.radius_bits) * (PLACES if spec.orientations else 1)
     levels = {}
     for name, stars, n in (("images", scenes, compared[0]), ("tiles", tiles, compared[1])):
         stars_of, size = np.unique(stars.kept[stars.lost], return_counts=True)
@@ -177,6 +179,7 @@ def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: S
     return {
         **spec.model_dump(mode="json"),
         "prefer": list(recipe.prefer),
+        "equal_levels": exact,  # of all bands are asked of duplicates
         **levels,
         "cannot_see": list(CANNOT_SEE),
     }

@@ -18,7 +18,6 @@ from . import __version__, image
 from .engine import Engine
 from .errors import SourceError
 from .files import File, home
-from .image import Narrow
 from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
@@ -47,7 +46,7 @@ class Job:
     source: Source
     root: Path
     slice: Slice | Window
-    narrow: Narrow | None
+    cut: Sign
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,14 @@ def any_images(name: str, about: Collection | None = None) -> Source:
     return Source(name=name, path=".", collection=about.model_copy(update={"layout": layout}))
 
 
-def sign(
-    source: Source, root: Path, found: list[File], slice: Slice | Window, narrow: Narrow | None, engine: Engine
-) -> Signed:
+def sign(source: Source, root: Path, found: list[File], slice: Slice | Window, cut: Sign, engine: Engine) -> Signed:
     """Sign the images among files, whole and in windows of `slice`, or one window of each; what cannot be is named."""
     records = list(listing(source, found))
     unsigned = [(r.name, r.dropped) for r in records if r.dropped and r.dropped != "unmatched"]
     images = iter(r for r in records if not r.dropped)
     numbers = count()
     chunks = iter(lambda: list(islice(images, CHUNK)), [])
-    jobs = (Job(next(numbers), chunk, source, home(root), slice, narrow) for chunk in chunks)
+    jobs = (Job(next(numbers), chunk, source, home(root), slice, cut) for chunk in chunks)
     done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
     tables = [signed.records for _, signed in done] or [to_table([])]
     footprints = {name: place for _, signed in done for name, place in signed.footprints.items()}
@@ -102,7 +99,7 @@ def sign_some(job: Job) -> tuple[int, Signed]:
         part = Part(work / "part-0.parquet", aside, work, {job.source.name: job.root})
         table = to_table(job.records)
         way = job.slice if isinstance(job.slice, Slice) else partial(one_window, job.slice)
-        stages: list[Any] = [Scan(source=job.source, labels="none"), way, Sign(narrow=job.narrow)]
+        stages: list[Any] = [Scan(source=job.source, labels="none"), way, job.cut]
         unsigned: list[tuple[str, str]] = []
         places: dict[str, tuple[float, ...]] = {}
         for stage in stages:
@@ -156,7 +153,7 @@ def held_out(
             )
         found = [file for file in found if about.split_of(file.name) == split]
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
-    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), recipe.cut.narrow, engine)
+    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), Sign.as_in(recipe.cut), engine)
     if not signed.records.num_rows:
         raise SourceError(f"{folder}: no image could be signed ({why_not(signed)})")
     whole = entries_of(signed, SCENE)
@@ -174,6 +171,7 @@ def held_out(
             "unsigned": unsigned,
             "grid": grid.model_dump(mode="json") if grid else None,
             "narrow": recipe.cut.narrow.model_dump(mode="json") if recipe.cut.narrow else None,
+            "levels": recipe.cut.encode.keeps_levels,
             "versions": {"datakit": __version__, **image.versions()},
         },
         pa.concat_tables([whole, tiles]),

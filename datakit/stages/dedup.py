@@ -58,10 +58,11 @@ class Dedup(Likeness):
         by: Ints,
         windows: Windows | None = None,
         of_series: Pairs = lambda one, other: one < 0,
+        exact: bool = False,
     ) -> Stars:
         """Which records duplicate which. by: rows in order of preference; windows: where they lie in their images.
 
-        Rows that `by` leaves out take no part. of_series: pairs that must have equal pixels.
+        Rows that `by` leaves out take no part. of_series: pairs that must have equal pixels; exact: all of them must.
         """
 
         def agree(kept: Ints, rows: Ints, places: NDArray[Any]) -> NDArray[np.bool_]:
@@ -78,7 +79,7 @@ class Dedup(Likeness):
             return np.where(same, within & alike, alike)
 
         signatures = looks.signatures[by] if self.orientations else looks.signatures[by, :1]
-        flat = looks.flat(self.flat_entropy_bits)[by]
+        flat = looks.flat(self.flat_entropy_bits)[by] | exact
         star, its_place = stars(signatures, self.radius_bits, agree, flat, looks.digests[by])
         kept, place = np.arange(len(looks)), np.zeros(len(looks), np.int8)
         kept[by], place[by] = by[star], its_place
