@@ -200,7 +200,8 @@ def certificate(
     gone = len({match["key"] for match in matches})
     return {
         "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, or lay "
-        "where they lie; they are not in this set. What a comparison of this kind cannot see is listed below.",
+        "where they lie, or are other products of an acquisition that one of these is of; they are not in this set. "
+        "What a comparison of this kind cannot see is listed below.",
         "lists": [_of_list(spec, held, levels) for held in lists],
         "radius_bits": spec.radius_bits,
         "orientations": PLACES,
