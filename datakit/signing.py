@@ -144,14 +144,7 @@ def held_out(
     Random windows of a recipe fall elsewhere in each image: such a list holds whole images alone.
     """
     source = any_images("heldout", about)
-    found = find_files(source, folder)
-    if about and split:
-        if split not in about.splits or not about.splits[split].images:
-            known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
-            raise SourceError(
-                f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
-            )
-        found = [file for file in found if about.split_of(file.name) == split]
+    found = of_split(find_files(source, folder), about, split) if about and split else find_files(source, folder)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
     signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512)), Sign.as_in(recipe.cut), engine)
     if not signed.records.num_rows:
@@ -176,6 +169,16 @@ def held_out(
         },
         pa.concat_tables([whole, tiles]),
     )
+
+
+def of_split(found: list[File], about: Collection, split: str) -> list[File]:
+    """The files of a split, as the manifest tells them by their names."""
+    if split not in about.splits or not about.splits[split].images:
+        known = ", ".join(s for s, spec in about.splits.items() if spec.images) or "none"
+        raise SourceError(
+            f"{about.name} tells no split {split} by its files; it tells {known}. Name the split's folder"
+        )
+    return [file for file in found if about.split_of(file.name) == split]
 
 
 def why_not(signed: Signed) -> str:
