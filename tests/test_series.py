@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from datakit.merge import Merged
 from datakit.place import footprints, shifted
 from datakit.recipe import Recipe
 from datakit.sample import Sample, Window, key_id, make_key, to_table
+from datakit.series import whole_footprints
 
 PLACE = r"(site\d+)_"
 
@@ -429,3 +431,34 @@ def test_the_law_of_series(seed: int, n: int, most: int, days: int, on_map: bool
     named = {make_key(some[0].source, some[0].name): some for some in images}
     for key, (_, to) in lost.items():  # what it lost to is there in the end
         assert {s.key for s in named.get(to, [every[to]] if to in every else [])} - lost.keys(), (key, to)
+
+
+def test_footprints_of_whole_images_are_found_from_their_windows(tmp_path: Path) -> None:
+    """By transform or by points on the ground, reduced or not; none where there is no place, or it is off the map."""
+    transform = (0.5, 0.1, 500_000.0, 0.1, -0.5, 5_400_000.0)
+    points = json.dumps(
+        [[0, 0, 9.0, 48.0, 0], [600, 0, 9.1, 48.0, 0], [0, 400, 9.0, 47.9, 0], [600, 400, 9.1, 47.9, 0]]
+    )
+    places: list[dict[str, Any]] = [
+        {"crs": "EPSG:32632", "transform": transform}, {"crs": "EPSG:4326", "gcps": points},
+        {}, {"transform": transform},
+        {"crs": "EPSG:32632", "transform": (1e9, 0.0, 0.0, 0.0, 1e9, 0.0)},
+    ]  # fmt: skip
+    wholes, records = [], []
+    for n, (said, scale, window) in enumerate(product(places, (1.0, 2.0), (None, Window(100, 40, 128, 128)))):
+        sizes = {"image_width": 600, "image_height": 400, "width": 600, "height": 400}
+        whole = Sample(source="s0", name=f"i{n}", **sizes, **said)
+        near, gcps = shifted(whole, window or Window(0, 0, 0, 0), scale)
+        if window:
+            left, top = window.left, window.top  # in px of the source, and in those of the record
+            near, gcps = shifted(whole, Window(left / scale, top / scale, 1, 1), scale)  # type: ignore[arg-type]
+        one = replace(whole, key=f"k{n}", id=n, window=window, transform=near, gcps=gcps, scale=scale)
+        wholes.append(whole)
+        records.append(replace(one, signatures=(0,) * 8, thumbnail=bytes(192), pixel_digest=bytes(15) + b"x"))
+    pq.write_table(to_table(records), tmp_path / "s0-0.parquet")
+    crowd = read_crowd([tmp_path / "s0-0.parquet"], recipe("s0").sources, tmp_path)
+    found = whole_footprints(crowd, np.arange(len(wholes)))
+    names = [row["name"] for row in crowd.texts(crowd.first, "name")]
+    expected = {w.name: footprints(w, [Window(0, 0, 600, 400)])[0] or (0.0,) * 8 for w in wholes}
+    assert np.allclose(found, [expected[name] for name in names], atol=1e-9)
+    assert found.any(axis=1).sum() == 8
