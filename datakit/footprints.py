@@ -32,12 +32,16 @@ def overlapping(one: Floats, other: Floats, least_share: float, of_larger: bool 
     the middle of the first one. of_larger: that share of the larger of the two.
     """
     ours, theirs = (on_sphere(each.reshape(-1, 4, 2)) for each in (one, other))
-    found = [np.zeros((0, 2), np.int64)]
+    found = [np.zeros(0, np.int64)]
     for first, second in _near(ours, theirs):
         enough = _shares(ours, theirs, first, second, of_larger) >= least_share
-        found.append(np.stack([first[enough], second[enough]], axis=1))
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        found.append(first[enough] << 32 | second[enough])  # 8 bytes a pair: there may be many
+    packed = np.concatenate(found)
+    del found
+    packed.sort()
+    pairs = np.empty((len(packed), 2), np.int64)
+    pairs[:, 0], pairs[:, 1] = packed >> 32, packed & 0xFFFFFFFF
+    return pairs
 
 
 def overlap_shares(one: Floats, other: Floats) -> Floats:
