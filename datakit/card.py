@@ -94,6 +94,8 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
         goes = f"{sum(dedup['goes'].values()):,} tiles, those of {images:,} whole images and {tiles:,} single ones,"
         what = "would go as duplicates; all are still here" if dedup["action"] == "report" else "went as duplicates"
         how = f"a signature within {dedup['radius_bits']} bits of that of a kept one and a like thumbnail"
+        if dedup["equal_levels"]:
+            how = "equal levels in all bands"
         if dedup["signature"] == "cnn":
             how += f"; of single tiles, CNN vectors ({dedup['model']}) of a cosine of {dedup['cosine']} or more"
         yield f"\nDuplicates: {goes} {what}: {how}."
@@ -101,7 +103,7 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
             yield f"Exact duplicates disagreed on {len(dedup['conflicts']):,} labels or boxes: see `dedup.json`."
         if dedup["twins"] or dedup["beyond_series"]:
             yield f"Besides, {dedup['twins']:,} images are products of an acquisition that is here in another form, and"
-            yield f"{dedup['beyond_series']:,} are further dates of a place."
+            yield f"{dedup['beyond_series']:,} tiles are further dates of a place."
     else:
         yield "\nDuplicates: none were looked for."
     yield "\nNot seen by signatures of whole pictures:\n"

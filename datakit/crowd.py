@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from .stages.dedup import Facts, Windows
 from .stages.shards import Rows
 
 LOSSY = ("JPEG", "WEBP")
-NO_DAY = -(1 << 40)
+NO_TIME = -(1 << 60)
 RANK = [
     "id",
     "source",
@@ -56,7 +57,7 @@ class Crowd:
     image_facts: Facts
     image_looks: Looks
     first: Ints  # (I,) a record of each image
-    day: Ints  # (I,) since 1970; NO_DAY where the date is not known
+    taken_s: Ints  # (I,) when, in s since 1970 (UTC); NO_TIME where that is not known
     place: Ints  # (I,) a number for each place that names tell; -1 where they tell none
     acquisition: Ints  # (I,) likewise for the acquisition that images are products of
 
@@ -67,6 +68,15 @@ class Crowd:
         """Columns of some records, from the parts."""
         found: list[dict[str, Any]] = self.rows.take(rows).read([*columns]).to_pylist() if len(rows) else []
         return found
+
+    def footprints(self, rows: Ints) -> NDArray[np.float64]:
+        """Lon, lat of the corners of some records, (M, 8); all zero where a record has no place."""
+        out = np.zeros((len(rows), 8))
+        if len(rows):
+            column = self.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
+            placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
+            out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
+        return out
 
     def image_keys(self, images: Ints) -> list[str]:
         """Keys of images: of one in tiles, that which it had before it was sliced."""
@@ -141,7 +151,7 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
         image_facts=Facts(*(im[name] for name in Facts._fields)),
         image_looks=scenes.cut(i),
         first=im["first"],
-        day=im["day"],
+        taken_s=im["taken_s"],
         place=im["place"],
         acquisition=im["acquisition"],
     )
@@ -153,16 +163,19 @@ class Names:
     def __init__(self, sources: Sequence[Source]) -> None:
         about = {source.name: source.collection for source in sources}
         self.patterns = {name: {"place": c.place, "acquisition": c.acquisition} for name, c in about.items()}
-        self.family = {name: min([c.name, *c.twin_of]) for name, c in about.items()}  # twins name one another
+        family = families({c.name: c.twin_of for c in about.values()})
+        self.family = {name: family[c.name] for name, c in about.items()}
         self.known: dict[tuple[str, str, str], int] = {}
 
     def read(self, images: pa.Table) -> dict[str, Ints]:
-        """Columns day, place and acquisition of images."""
-        rows = images.select(["source", "name", "acquired"]).to_pylist()
+        """Columns taken_s, place and acquisition of images."""
+        rows = images.select(["source", "name"]).to_pylist()
         columns = {
             what: np.array([self.number(what, row) for row in rows], np.int64) for what in ("place", "acquisition")
         }
-        return {**columns, "day": np.array([day_of(row["acquired"]) for row in rows], np.int64)}
+        dates = images.column("acquired").combine_chunks().dictionary_encode()
+        taken_s = np.array([seconds_of(text) for text in dates.dictionary.to_pylist()], np.int64)
+        return {**columns, "taken_s": taken_s[dates.indices.to_numpy()]}
 
     def number(self, what: str, row: dict[str, str]) -> int:
         source = row["source"].partition("/")[0]
@@ -174,14 +187,34 @@ class Names:
         return self.known.setdefault(key, len(self.known))
 
 
-def day_of(acquired: str) -> int:
-    """The day of an ISO date or time, since 1970; NO_DAY where there is none."""
+def families(twins: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """A name for the family of each collection: those of which one names the other as its twin, and theirs."""
+    head = {name: name for some in (twins, *twins.values()) for name in some}
+
+    def top(name: str) -> str:
+        while head[name] != name:
+            name = head[name]
+        return name
+
+    for name, others in twins.items():
+        for other in others:
+            low, high = sorted((top(name), top(other)))
+            head[high] = low
+    return {name: top(name) for name in twins}
+
+
+def seconds_of(acquired: str) -> int:
+    """The instant of an ISO date (its midnight) or time, in s since 1970; NO_TIME where there is none.
+
+    UTC where no zone is named.
+    """
     if not re.match(r"\d{4}-\d\d-\d\d", acquired):
-        return NO_DAY
+        return NO_TIME
     try:
-        return int(np.datetime64(acquired[:10], "D").astype(np.int64))
+        when = datetime.fromisoformat(acquired)
     except ValueError:
-        return NO_DAY
+        return NO_TIME
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
 
 
 def _joined(some: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -38,7 +38,7 @@ from .stages.same_place import covered, verdict_files
 
 STAGES = ("protect", "dedup", "same_place")
 FOLDER = "decided"  # below the work folder
-VERSION = 1  # raise it when a decision changes for the same records
+VERSION = 2  # raise it when a decision changes for the same records
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
@@ -117,7 +117,8 @@ class Decider:
     def caches(self, stage: str) -> list[Path]:
         """Files of the work folder that make deciding again cheap."""
         if stage == "same_place" and self.recipe.same_place:
-            return verdict_files(self.recipe.same_place, self.recipe.cut.narrow, self.work)
+            cut = self.recipe.cut
+            return verdict_files(self.recipe.same_place, cut.narrow, self.work, cut.encode.keeps_levels)
         uses_cnn = stage == "dedup" and self.recipe.dedup and self.recipe.dedup.signature == "cnn"
         return [p for part in self.parts for p in (self.work / "cnn").glob(f"*/{part.name}")] if uses_cnn else []
 
@@ -127,7 +128,7 @@ class Decider:
             return self.same_place(alive)
         if stage == "dedup":
             return merge.dedup(self.recipe, self.crowd, alive, self.work, self.say)
-        lost, about = guard.protect(self.recipe.protect, self.crowd, alive, self.say)
+        lost, about = guard.protect(self.recipe, self.crowd, alive, self.say)
         return Merged(lost, about, CHANGES.empty_table())
 
     @cached_property
@@ -161,7 +162,9 @@ class Decider:
             return nothing
         table = crowd.rows.take(by).read([*dict.fromkeys(["key", *PLACED])])
         counts: Counter[str] = Counter()
-        goes = covered(spec, table, self.roots, self.work, self.map, counts, self.recipe.cut.narrow)
+        cut = self.recipe.cut
+        levels = cut.encode.keeps_levels
+        goes = covered(spec, table, self.roots, self.work, self.map, counts, cut.narrow, levels)
         self.counts += counts
         keys = table.column("key").to_pylist()
         rows = by[np.array(list(goes), np.int64)]

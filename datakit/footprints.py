@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from .kernels import jit
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Point = tuple[float, float]
 AT_ONCE = 1 << 16  # footprints that are looked up together
+CORNERS = 32  # the most that a polygon may get while it is clipped: 4 become 8 at most, unless one is not convex
 FAR = 0.5  # of the earth's radius: footprints larger than that (29 degrees) are not compared by their corners
 
 
@@ -22,15 +25,34 @@ def on_sphere(lonlat: Floats) -> Floats:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def overlapping(one: Floats, other: Floats, least_share: float) -> Ints:
+def overlapping(one: Floats, other: Floats, least_share: float, of_larger: bool = False) -> Ints:
     """Pairs (of one, of other) whose overlap is at least that share of the smaller: (A, 8), (B, 8) -> (P, 2), sorted.
 
     Footprints are lon, lat of four corners in turn, convex. Areas are measured in the plane that touches the sphere in
-    the middle of the first one.
+    the middle of the first one. of_larger: that share of the larger of the two.
     """
     ours, theirs = (on_sphere(each.reshape(-1, 4, 2)) for each in (one, other))
-    pairs = [pair for pair in _near(ours, theirs) if _share(ours[pair[0]], theirs[pair[1]]) >= least_share]
-    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    found = [np.zeros(0, np.int64)]
+    for first, second in _near(ours, theirs):
+        enough = _shares(ours, theirs, first, second, of_larger) >= least_share
+        found.append(first[enough] << 32 | second[enough])  # 8 bytes a pair: there may be many
+    packed = np.concatenate(found)
+    del found
+    packed.sort()
+    pairs = np.empty((len(packed), 2), np.int64)
+    pairs[:, 0], pairs[:, 1] = packed >> 32, packed & 0xFFFFFFFF
+    return pairs
+
+
+def overlap_shares(one: Floats, other: Floats) -> Floats:
+    """Overlap of footprints, pair by pair, over the smaller of the two areas: (M, 8), (M, 8) -> (M,)."""
+    ours, theirs = (on_sphere(each.reshape(-1, 4, 2)) for each in (one, other))
+    (centre, radius), (middle, reach) = _balls(ours), _balls(theirs)
+    near = (np.linalg.norm(centre - middle, axis=1) <= radius + reach) & (radius < FAR) & (reach < FAR)
+    rows = np.flatnonzero(near)
+    shares = np.zeros(len(one))
+    shares[rows] = _shares(ours, theirs, rows, rows, False)
+    return shares
 
 
 def _balls(corners: Floats) -> tuple[Floats, Floats]:
@@ -40,7 +62,7 @@ def _balls(corners: Floats) -> tuple[Floats, Floats]:
     return centre, np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1, initial=0.0)
 
 
-def _near(ours: Floats, theirs: Floats) -> Iterator[tuple[int, int]]:
+def _near(ours: Floats, theirs: Floats) -> Iterator[tuple[Ints, Ints]]:
     """Pairs whose balls meet. Ours are sorted into trees by size, so that a large one makes no others look near."""
     centre, radius = _balls(ours)
     middle, reach = _balls(theirs)
@@ -54,47 +76,79 @@ def _near(ours: Floats, theirs: Floats) -> Iterator[tuple[int, int]]:
             some = np.arange(start, min(start + AT_ONCE, len(theirs)))
             some = some[reach[some] < FAR]
             found: Any = tree.query_ball_point(middle[some], reach[some] + 2.0**size)
-            for n, near in zip(some.tolist(), found, strict=True):
-                for m in mine[near].tolist() if near else ():
-                    if np.linalg.norm(centre[m] - middle[n]) <= radius[m] + reach[n]:
-                        yield m, n
+            second = np.repeat(some, np.fromiter(map(len, found), np.int64, len(some)))
+            first = mine[np.fromiter(chain.from_iterable(found), np.int64, len(second))]
+            apart = np.linalg.norm(centre[first] - middle[second], axis=1)
+            meet = apart <= radius[first] + reach[second]
+            yield first[meet], second[meet]
 
 
-def _share(one: Floats, other: Floats) -> float:
-    """Overlap of two quadrilaterals, (4, 3) points of the sphere, over the smaller area; 0 where one has none."""
-    up = one.mean(axis=0)
-    up /= np.linalg.norm(up)
-    east = np.cross([0.0, 0.0, 1.0], up) if abs(up[2]) < 0.9 else np.cross([1.0, 0.0, 0.0], up)
-    east /= np.linalg.norm(east)
-    plane = np.stack([east, np.cross(up, east)])
-    a, b = ([(float(x), float(y)) for x, y in (q @ plane.T) / (q @ up)[:, None]] for q in (one, other))
-    a, b = (q if _area(q) > 0 else q[::-1] for q in (a, b))
-    least = min(_area(a), _area(b))
-    if least <= 0:
-        return 0.0
-    for p, q in zip(b, b[1:] + b[:1], strict=True):
-        a = _clipped(a, p, q)
-    return max(_area(a), 0.0) / least
+def _shares(ours: Floats, theirs: Floats, first: Ints, second: Ints, of_larger: bool) -> Floats:
+    """Overlap of quadrilaterals of points of the sphere, (N, 4, 3), pair by pair: 0 where one has no area."""
+    areas = np.zeros((len(first), 3))
+    _measure(ours, theirs, first, second, areas)
+    whole = areas[:, 1:].max(axis=1) if of_larger else areas[:, 1:].min(axis=1)
+    some = areas[:, 1:].min(axis=1) > 0
+    shares: Floats = np.divide(areas[:, 0], whole, out=np.zeros(len(first)), where=some)
+    return shares
 
 
-def _area(polygon: list[Point]) -> float:
-    """Signed area, positive where corners go against the clock."""
-    turns = zip(polygon, polygon[1:] + polygon[:1], strict=True)
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in turns) / 2
+@jit
+def _measure(ours, theirs, first, second, areas):  # type: ignore[no-untyped-def]
+    """Areas of what pairs of quadrilaterals share, of the one and of the other, in the plane that touches in the one.
+
+    Clipped by one side after the other, after Sutherland and Hodgman (1974).
+    """
+    x, y, x2, y2 = np.empty(CORNERS), np.empty(CORNERS), np.empty(CORNERS), np.empty(CORNERS)
+    bx, by = np.empty(4), np.empty(4)
+    for n in range(first.size):
+        one, other = ours[first[n]], theirs[second[n]]
+        up = (one[0] + one[1] + one[2] + one[3]) / 4
+        up /= np.sqrt(up[0] ** 2 + up[1] ** 2 + up[2] ** 2)
+        east = np.array([-up[1], up[0], 0.0]) if abs(up[2]) < 0.9 else np.array([0.0, -up[2], up[1]])
+        east /= np.sqrt(east[0] ** 2 + east[1] ** 2 + east[2] ** 2)
+        north = np.cross(up, east)
+        areas[n, 1] = abs(_flatten(one, up, east, north, x, y))
+        areas[n, 2] = abs(_flatten(other, up, east, north, bx, by))
+        size = 4
+        for k in range(4):
+            px, py, qx, qy = bx[k], by[k], bx[(k + 1) % 4], by[(k + 1) % 4]
+            count = 0
+            for m in range(size):
+                o = (m + 1) % size
+                da = (qx - px) * (y[m] - py) - (qy - py) * (x[m] - px)
+                db = (qx - px) * (y[o] - py) - (qy - py) * (x[o] - px)
+                if da >= 0 and count < CORNERS:
+                    x2[count], y2[count] = x[m], y[m]
+                    count += 1
+                if (da < 0) != (db < 0) and count < CORNERS:
+                    t = da / (da - db)
+                    x2[count], y2[count] = x[m] + (x[o] - x[m]) * t, y[m] + (y[o] - y[m]) * t
+                    count += 1
+            x, y, x2, y2 = x2, y2, x, y
+            size = count
+        areas[n, 0] = max(_area(x, y, size), 0.0)
 
 
-def _clipped(polygon: list[Point], p: Point, q: Point) -> list[Point]:
-    """The part of a polygon left of the line from p to q, after Sutherland and Hodgman (1974)."""
+@jit
+def _flatten(quad, up, east, north, x, y):  # type: ignore[no-untyped-def]
+    """Put four points of the sphere into the plane, against the clock; gives their area."""
+    for k in range(4):
+        far = quad[k, 0] * up[0] + quad[k, 1] * up[1] + quad[k, 2] * up[2]
+        x[k] = (quad[k, 0] * east[0] + quad[k, 1] * east[1] + quad[k, 2] * east[2]) / far
+        y[k] = (quad[k, 0] * north[0] + quad[k, 1] * north[1] + quad[k, 2] * north[2]) / far
+    area = _area(x, y, 4)
+    if area <= 0:
+        x[0], x[1], x[2], x[3] = x[3], x[2], x[1], x[0]
+        y[0], y[1], y[2], y[3] = y[3], y[2], y[1], y[0]
+    return area
 
-    def side(point: Point) -> float:
-        return (q[0] - p[0]) * (point[1] - p[1]) - (q[1] - p[1]) * (point[0] - p[0])
 
-    out: list[Point] = []
-    for a, b in zip(polygon, polygon[1:] + polygon[:1], strict=True):
-        da, db = side(a), side(b)
-        if da >= 0:
-            out.append(a)
-        if (da < 0) != (db < 0):
-            t = da / (da - db)
-            out.append((a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t))
-    return out
+@jit
+def _area(x, y, size):  # type: ignore[no-untyped-def]
+    """Area of a polygon, positive where corners go against the clock."""
+    twice = 0.0
+    for m in range(size):
+        o = (m + 1) % size
+        twice += x[m] * y[o] - x[o] * y[m]
+    return twice / 2

@@ -1,4 +1,7 @@
-"""Records compared with held-out lists: whole images first, then tiles, then places on the map."""
+"""Records compared with held-out lists: whole images first, then tiles, then places on the map.
+
+What is another product of an acquisition that something was protected of goes, too: it is the same picture.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .crowd import LOST, Crowd, Match
 from .errors import StageError
 from .footprints import overlapping
-from .looks import TURNS
+from .looks import TURNS, Ints
+from .recipe import Recipe
 from .stages.protect import HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
 
 
-def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
+def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
     """Records that must go (LOST), and the certificate. alive: (N,) records that take part."""
+    spec, levels = recipe.protect, recipe.cut.encode.keeps_levels
     lists = spec.read()
     alive = alive.copy()
     compared = {
@@ -32,7 +36,7 @@ def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None
     compared["flat"] = int((crowd.looks.flat(spec.flat_entropy_bits) & alive).sum())
     if (crowd.looks.digests[alive] == b"").any():
         raise StageError("some records were never measured: build again with cut.measure: true")
-    tables, told = [LOST.empty_table()], []
+    tables, told, gone = [LOST.empty_table()], [], [np.zeros(0, np.int64)]
     for held in lists:
         say(f"protect: comparing with {held.about['images']:,} images of {held.who}")
         for find in (_images, _tiles, _places):
@@ -40,7 +44,10 @@ def protect(spec: Protect, crowd: Crowd, alive: Bools, say: Callable[[str], None
             told += _told(crowd, held, matches, level)
             tables.append(_lost(crowd, held, goes, level))
             alive[goes.row] = False
-    return pa.concat_tables(tables), certificate(spec, lists, compared, told)
+            gone.append(np.sort(goes.row))  # as they are in the table
+    products, its = _products(crowd, alive, pa.concat_tables(tables), np.concatenate(gone))
+    tables, told = [*tables, products], told + its
+    return pa.concat_tables(tables), certificate(spec, lists, compared, told, levels)
 
 
 Found = tuple[Matches, Matches, str]  # what matched, the records that go for it, and what was compared
@@ -67,9 +74,9 @@ def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: 
     rows, mine = np.zeros(0, np.int64), np.zeros((0, 8))
     if spec.footprints and len(entries) and alive.any():
         rows = np.flatnonzero(alive)
-        column = crowd.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
-        placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
-        rows, mine = rows[placed], column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
+        mine = crowd.footprints(rows)
+        placed = mine.any(axis=1)
+        rows, mine = rows[placed], mine[placed]
         compared["placed"] = max(compared["placed"], len(rows))
     pairs = overlapping(theirs, mine, spec.footprint_share)
     none = np.zeros(len(pairs), np.int8)
@@ -85,6 +92,26 @@ def _lost(crowd: Crowd, held: HeldOut, goes: Matches, level: str) -> pa.Table:
     entries = {n: held.spell(n) for n in np.unique(goes.entry).tolist()}
     match = None if level == "place" else Match(goes.bits, goes.place)
     return crowd.lost(goes.row, reasons, [entries[n] for n in goes.entry.tolist()], match)
+
+
+def _products(crowd: Crowd, alive: Bools, lost: pa.Table, gone: Ints) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Records of other products of the acquisitions that records went of, and what the certificate says of them.
+
+    lost: what went, rows `gone`. Of several that went of one acquisition the first by key is named.
+    """
+    image, key = crowd.windows.image, np.array(lost.column("key").to_pylist(), object)
+    by = np.argsort(key, kind="stable")
+    known, first = np.unique(crowd.acquisition[image[gone[by]]], return_index=True)
+    of = crowd.acquisition[image]
+    rows = np.flatnonzero(alive & (of >= 0) & np.isin(of, known) & ~np.isin(image, image[gone]))
+    which = by[first[np.searchsorted(known, of[rows])]]
+    entries = [str(entry) for entry in lost.column("lost_to").take(pa.array(which)).to_pylist()]
+    why = [f"another product of the acquisition of {name}" for name in key[which].tolist()]
+    table = crowd.lost(rows, ["protected_twin"] * len(rows), entries, detail=why)
+    images, at = np.unique(image[rows], return_index=True)
+    about = zip(crowd.image_keys(images), at.tolist(), strict=True)
+    told = [{"key": name, "level": "twin", "held_out": entries[n], "how": why[n]} for name, n in about]
+    return table, sorted(told, key=lambda one: one["key"])
 
 
 def _told(crowd: Crowd, held: HeldOut, matches: Matches, level: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Integer sums and histograms throughout, so that the width of a CPU's vectors mov
 
 from __future__ import annotations
 
+import json
 import math
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,9 +55,29 @@ def sign(pixels: Pixels) -> Signature:
     """Signature of a picture: (H, W, 3) uint8, any size."""
     small = resize32(pixels)
     cells = small.reshape(8, 4, 8, 4, 3).astype(np.uint32).sum(axis=(1, 3))
-    hasher = xxhash.xxh3_128(np.array(pixels.shape, "<i8").tobytes())
-    hasher.update(np.ascontiguousarray(pixels).data)
-    return Signature(phashes(small), ((cells + 8) // 16).astype(np.uint8).tobytes(), hasher.digest())
+    thumbnail = ((cells + 8) // 16).astype(np.uint8).tobytes()
+    hasher = Hasher(*pixels.shape[:2])
+    hasher.add(pixels)
+    return Signature(phashes(small), thumbnail, hasher.digest())
+
+
+class Hasher:
+    """The digest of a picture, (H, W, 3) uint8, or of levels of named bands, whose rows come from top to bottom."""
+
+    def __init__(self, height: int, width: int, bands: tuple[str, ...] = ()) -> None:
+        self.shape, self.bands = (height, width), bands
+        self.hash: xxhash.xxh3_128 | None = None
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """The next rows: (h, W, 3) uint8, or (h, W, bands) of one type throughout."""
+        if self.hash is None:
+            levels = json.dumps([*self.shape, rows.dtype.name, self.bands]).encode()
+            self.hash = xxhash.xxh3_128(levels if self.bands else np.array([*self.shape, 3], "<i8").tobytes())
+        self.hash.update(np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).data)
+
+    def digest(self) -> bytes:
+        """16 bytes."""
+        return self.hash.digest() if self.hash else b""
 
 
 def phash(pixels: Pixels) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from .crowd import Crowd, Match
 from .looks import CANNOT_SEE, PLACES, Ints, chance
 from .recipe import Recipe
 from .sample import SCHEMA, make_key
-from .series import Series, twins
+from .series import Kept, Series, twins
 from .stages.dedup import Dedup, Pairs, Stars, order, overlap_share
 
 CHANGED = ("licences", "label", "label_source", "boxes", "boxes_source", "also")  # fields of a kept record
@@ -37,7 +36,7 @@ class Merged(NamedTuple):
 
 
 def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[[str], None]) -> Merged:
-    """Records that duplicate kept ones. alive: (N,) records that take part."""
+    """Records that duplicate kept ones, and those beyond their series. alive: (N,) records that take part."""
     spec = recipe.dedup or Dedup()
     image = crowd.windows.image
     there = np.zeros(len(crowd.first), bool)
@@ -45,83 +44,79 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     compared = [int(there.sum())]
     say(f"dedup: comparing {compared[0]:,} images")
     series = Series(spec, crowd)
-    products, dates, scenes = images(recipe, crowd, there, series)
-    there[[*products, *dates, *scenes.lost.tolist()]] = False
-    rows = np.flatnonzero(alive & ~there[image])
-    left = alive & there[image]
+    products, scenes = images(recipe, crowd, there, series)
+    there[[*products, *scenes.lost.tolist()]] = False
     centre = np.isin(image, scenes.kept[scenes.lost])  # others went for these: they must not go themselves
     by = order(crowd.facts, recipe.prefer)
+    of_image = np.argsort(order(crowd.image_facts, recipe.prefer))  # a series ranks images as a whole
+    best = by[np.argsort(of_image[image[by]], kind="stable")]
     by = by[np.lexsort([np.arange(len(by)), ~(centre & crowd.whole)[by], ~centre[by]])]
-    by = by[left[by]]
+    compares = alive & there[image]
+    by, best, rank = by[compares[by]], best[compares[best]], np.argsort(best)
     compared.append(len(by))
     say(f"dedup: comparing {len(by):,} tiles")
 
-    def of_series(one: Ints, other: Ints) -> Bools:
-        return series.pairs(image[one], image[other])
+    def find(by: Ints) -> Stars:
+        if spec.signature == "phash":
+            return spec.find(crowd.looks, by, crowd.windows, series.records, exact=recipe.cut.encode.keeps_levels)
+        return cnn(spec, crowd, by, centre & crowd.whole, series.records, work, say)
 
-    if spec.signature == "phash":
-        tiles = spec.find(crowd.looks, by, crowd.windows, of_series)
-    else:
-        tiles = cnn(spec, crowd, by, centre & crowd.whole, of_series, work, say)
-    final = partial(_stays, crowd, dates, scenes, tiles)
-    singly = [
-        _lost_images(crowd, alive, {image: final(other) for image, other in gone.items()}, why)
-        for gone, why in ((products, "twin"), (dates, "series"))
-    ]
-    of_scenes = np.flatnonzero(alive & np.isin(image, scenes.lost))
-    duplicates = pa.concat_tables([_lost_scenes(crowd, scenes, of_scenes), _lost_tiles(crowd, tiles)])
-    lost = pa.concat_tables([*singly, duplicates])
-    summary = about(recipe, crowd, scenes, tiles, compared)
-    summary |= {"twins": len(products), "beyond_series": len(dates), "spared_in_series": len(series.spared)}
+    none = np.zeros(0, np.int64)
+    kept = series.limit(Kept(scenes, find(by), by, best, none, none), rank, alive, find)
+    lost = pa.concat_tables([_lost_twins(crowd, alive, products, kept), _lost_dates(crowd, kept)])
+    duplicates = pa.concat_tables([_lost_scenes(crowd, kept.scenes, alive), _lost_tiles(crowd, kept.tiles)])
+    summary = about(recipe, crowd, kept.scenes, kept.tiles, compared)
+    spared = np.unique(image[kept.stays & series.spared[image]])
+    summary |= {"twins": len(products), "beyond_series": len(kept.late), "spared_in_series": len(spared)}
     summary["goes"] = dict(sorted(Counter(duplicates.column("source").to_pylist()).items()))
+    lost = pa.concat_tables([lost, duplicates])
     if spec.action == "report":
         return Merged(lost, summary, CHANGES.empty_table())
-    left[tiles.lost] = False
-    changes, conflicts = take_over(crowd, scenes, np.concatenate([rows, tiles.lost]), by[left[by]])
+    gone = np.flatnonzero(alive & np.isin(image, [*products, *kept.scenes.lost.tolist()]))
+    stays = kept.by[kept.stays[kept.by]]
+    changes, conflicts = take_over(crowd, kept.scenes, np.concatenate([gone, kept.tiles.lost]), stays)
     summary |= {"took_over": changes.num_rows, "conflicts": conflicts}
     return Merged(lost, summary, changes)
 
 
-def images(recipe: Recipe, crowd: Crowd, there: Bools, series: Series) -> tuple[dict[int, int], dict[int, int], Stars]:
-    """Images that go as products of one acquisition, as one date too many, and as duplicates. there: those compared."""
-    spec, whole = series.spec, crowd.whole[crowd.first]
+def images(recipe: Recipe, crowd: Crowd, there: Bools, series: Series) -> tuple[dict[int, int], Stars]:
+    """Images that go as products of one acquisition, and as duplicates. there: those that are compared."""
+    spec, whole = recipe.dedup or Dedup(), crowd.whole[crowd.first]
     by = order(crowd.image_facts, recipe.prefer)
     products = twins(crowd, by[there[by]])
     there = there.copy()
     there[list(products)] = False
-    dates: dict[int, int] = {}
-    while True:  # what goes as one date too many must not have been what others went for
-        scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.pairs)
-        scenes = scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole are compared as tiles
-        kept = there.copy()
-        kept[scenes.lost] = False
-        beyond = series.beyond(by[kept[by]])
-        if not beyond:
-            return products, dates, scenes
-        dates |= beyond
-        there[list(beyond)] = False
+    exact = recipe.cut.encode.keeps_levels  # a picture shows three bands of many
+    scenes = spec.find(crowd.image_looks, by[there[by]], of_series=series.images, exact=exact)
+    return products, scenes.but(np.flatnonzero(whole & whole[scenes.kept]))  # two that pass whole: as tiles
 
 
-def _stays(crowd: Crowd, dates: dict[int, int], scenes: Stars, tiles: Stars, image: int) -> int:
-    """The image that is there in the end, where another went for `image`, by number."""
-    while image in dates:
-        image = dates[image]
-    image = int(scenes.kept[image])
-    row = crowd.first[image]
-    return int(crowd.windows.image[tiles.kept[row]]) if crowd.whole[row] else image
+def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept) -> pa.Table:
+    """All records of images that go for another product of their acquisition: they lose to what is there in the end."""
+    image = crowd.windows.image
+    end = kept.tiles.kept.copy()
+    end[kept.late] = kept.heads
+    there = np.zeros(len(crowd.first), bool)
+    there[image[kept.stays]] = True
+    to = np.arange(len(crowd.first))
+    to[list(products)] = kept.scenes.kept[list(products.values())]
+    to = np.where(there[to], to, image[end[crowd.first[to]]])
+    rows = np.flatnonzero(alive & np.isin(image, list(products)))
+    names, which = np.unique(to[image[rows]], return_inverse=True)
+    keys = crowd.image_keys(names)
+    return crowd.lost(rows, ["twin"] * len(rows), [keys[n] for n in which.tolist()])
 
 
-def _lost_images(crowd: Crowd, alive: Bools, gone: dict[int, int], why: str) -> pa.Table:
-    """All records of images that go for another one, by number: they lose to its key."""
-    rows = np.flatnonzero(alive & np.isin(crowd.windows.image, list(gone)))
-    kept = sorted(set(gone.values()))
-    keys = dict(zip(kept, crowd.image_keys(np.array(kept, np.int64)), strict=True))
-    to = [keys[gone[n]] for n in crowd.windows.image[rows].tolist()]
-    return crowd.lost(rows, [why] * len(rows), to)
+def _lost_dates(crowd: Crowd, kept: Kept) -> pa.Table:
+    """Records that go because their series is full: they lose to the first kept one of their place."""
+    heads, which = np.unique(kept.heads, return_inverse=True)
+    keys = [row["key"] for row in crowd.texts(heads, "key")]
+    return crowd.lost(kept.late, ["series"] * len(kept.late), [keys[n] for n in which.tolist()])
 
 
-def _lost_scenes(crowd: Crowd, scenes: Stars, rows: Ints) -> pa.Table:
+def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
     """All records of images that duplicate another image: they lose to its key."""
+    rows = np.flatnonzero(alive & np.isin(crowd.windows.image, scenes.lost))
     image = crowd.windows.image[rows]
     kept, which = np.unique(scenes.kept[image], return_inverse=True)
     keys = crowd.image_keys(kept)
@@ -167,7 +162,8 @@ def cnn(
 def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: Sequence[int]) -> dict[str, Any]:
     """What dedup.json says."""
     spec = recipe.dedup or Dedup()
-    a_pair = chance(spec.radius_bits) * (PLACES if spec.orientations else 1)
+    exact = recipe.cut.encode.keeps_levels
+    a_pair = 0.0 if exact else chance(spec.radius_bits) * (PLACES if spec.orientations else 1)
     levels = {}
     for name, stars, n in (("images", scenes, compared[0]), ("tiles", tiles, compared[1])):
         stars_of, size = np.unique(stars.kept[stars.lost], return_counts=True)
@@ -183,6 +179,7 @@ def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: S
     return {
         **spec.model_dump(mode="json"),
         "prefer": list(recipe.prefer),
+        "equal_levels": exact,  # of all bands are asked of duplicates
         **levels,
         "cannot_see": list(CANNOT_SEE),
     }

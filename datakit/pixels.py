@@ -190,6 +190,13 @@ def needs_raster(sample: Sample) -> bool:
     return sample.format == "GTiff" or sample.dtype != "uint8" or sample.bands not in (COLOURS, GRAY)
 
 
+def levels_of(sample: Sample, piece: Piece) -> NDArray[Any]:
+    """The levels of all bands of a piece, (h, w, bands); gray is one band, whatever it is shown as."""
+    if piece.levels is not None:
+        return piece.levels
+    return piece.pixels[:, :, :1] if sample.bands == GRAY else piece.pixels
+
+
 def shows_alike(image: Image.Image, sample: Sample) -> bool:
     """Whether any decoder shows a file alike: an 8-bit JPEG of YCbCr or gray, not turned."""
     ycbcr = image.mode == "RGB" and image.info.get("adobe_transform", 1) != 0

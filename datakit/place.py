@@ -57,6 +57,23 @@ def footprints(sample: Sample, windows: Sequence[Window]) -> list[Footprint]:
     return [_closed(_to_wgs84(sample.crs, each) or []) for each in corners]  # one corner outside spoils a whole call
 
 
+def outlines(crs: NDArray[Any], transforms: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Footprints of parts of many images, (M, 8); all zero where a corner lies outside of a projection's domain.
+
+    crs: (M,) texts; transforms: (M, 6); boxes: (M, 4) left, top, width, height in px, of any fraction.
+    """
+    col, row = (boxes[:, None, :2] + np.array(CORNERS) * boxes[:, None, 2:]).transpose(2, 0, 1)
+    a, b, c, d, e, f = transforms.T[:, :, None]
+    corners = np.stack([a * col + b * row + c, d * col + e * row + f], axis=2)
+    out = np.zeros((len(boxes), 8))
+    for text in np.unique(crs[crs != ""]).tolist():
+        rows = np.flatnonzero(crs == text)
+        lonlat = mapped(text, "EPSG:4326", corners[rows].reshape(-1, 2)).reshape(-1, 8)
+        inside = np.isfinite(lonlat).all(axis=1) & (np.abs(lonlat[:, 1::2]) <= NORTHMOST).all(axis=1)
+        out[rows[inside]] = lonlat[inside]
+    return out
+
+
 def gsd_m(sample: Sample) -> float | None:
     """Ground sampling distance in metres at the centre of the image: the square root of the ground that a pixel covers.
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from .engine import Engine
 from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
-from .image import Narrow
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
 from .sample import Window, make_key
 from .signing import Signed, any_images, files_at, sign
+from .stages.cut import Cut, Sign
 from .stages.dedup import Dedup
 from .stages.shards import Rows
 from .stages.slice import Grid, Slice
@@ -34,7 +34,7 @@ class Hit(NamedTuple):
     level: str  # "image" or "tile"
     bits: int  # distance of the signatures
     turned: str  # how it is flipped or rotated to look like the picture, "" = not at all
-    equal: bool  # pixel for pixel
+    equal: bool  # pixel for pixel; in a build of tiles that keep levels, these in all bands
 
 
 class Query:
@@ -44,8 +44,7 @@ class Query:
         recipe = Manifest.load(out).recipe
         plain = {name: recipe.get(name) or {} for name in ("dedup", "slice", "cut")}
         self.spec = validate(Dedup, plain["dedup"], "manifest.json: dedup")
-        narrow = plain["cut"].get("narrow")
-        self.narrow = validate(Narrow, narrow, "manifest.json: cut.narrow") if narrow else None
+        self.cut = validate(Cut, plain["cut"], "manifest.json: cut")
         grid = plain["slice"].get("grid") or {"size_px": 512}
         gsd_m = plain["slice"].get("gsd_m")
         self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"), gsd_m=gsd_m)
@@ -104,7 +103,7 @@ class Query:
         about = validate(Collection, self.sources[source], "manifest.json: sources") if source else None
         any_name = about and about.model_copy(update={"layout": Layout(images=("**",))})
         images = any_images("query", any_name)
-        signed = sign(images, path.parent, files_at(path), self.slice, self.narrow, Engine(0), window)
+        signed = sign(images, path.parent, files_at(path), self.slice, Sign.as_in(self.cut), Engine(0), window)
         if not signed.records.num_rows:
             why = "; ".join(reason for _, reason in signed.unsigned) or "not an image by its name"
             raise SourceError(f"{path}: {why}. Give an image or another window; of other bands, --source too")

@@ -81,6 +81,9 @@ class Recipe(Spec):
             raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
         if self.dedup and self.dedup.signature == "cnn" and self.cut.encode.format in ("tiff16", "png16"):
             raise ValueError(f"dedup: signature: cnn reads 8-bit pictures, not {self.cut.encode.format}; use phash")
+        if self.dedup and self.dedup.orientations and self.cut.encode.keeps_levels:
+            what = f"tiles of {self.cut.encode.format} are duplicates where all of their levels are equal"
+            raise ValueError(f"dedup: orientations: {what}: leave it out")
         return self
 
     @classmethod

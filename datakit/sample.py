@@ -102,7 +102,7 @@ class Sample:
     band_sum_squares: tuple[int, ...] = _column(_INTS, ())
     band_min: tuple[int, ...] = _column(_INTS, ())
     band_max: tuple[int, ...] = _column(_INTS, ())
-    pixel_digest: bytes = _column(pa.binary(), b"")  # xxh3-128 of shape and pixels
+    pixel_digest: bytes = _column(pa.binary(), b"")  # xxh3-128 of shape and pixels, or levels where tiles keep these
     signatures: tuple[int, ...] = _column(pa.list_(pa.uint64()), ())  # PHash of the 8 flips and rotations
     thumbnail: bytes = _column(pa.binary(), b"")  # (8, 8, 3) uint8
     scene_entropy_bits: float | None = _column(pa.float64(), None)  # the same, of the whole image

@@ -18,7 +18,6 @@ from . import __version__, image
 from .engine import Engine
 from .errors import SourceError
 from .files import File, home
-from .image import Narrow
 from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
@@ -51,7 +50,7 @@ class Job:
     root: Path
     slice: Slice
     window: Window | None  # that one of each image, not those of `slice`
-    narrow: Narrow | None
+    cut: Sign
     side_cars: list[File]
 
 
@@ -84,7 +83,7 @@ def sign(
     root: Path,
     found: list[File],
     slice: Slice,
-    narrow: Narrow | None,
+    cut: Sign,
     engine: Engine,
     window: Window | None = None,
 ) -> Signed:
@@ -99,7 +98,7 @@ def sign(
     numbers = count()
     chunks = iter(lambda: list(islice(images, CHUNK)), [])
     jobs = (
-        Job(next(numbers), some, source, home(root), slice, window, narrow, beside.those_of(some, sides))
+        Job(next(numbers), some, source, home(root), slice, window, cut, beside.those_of(some, sides))
         for some in chunks
     )
     done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
@@ -120,7 +119,7 @@ def sign_some(job: Job) -> tuple[int, Signed]:
         part = Part(work / "part-0.parquet", aside, work, {job.source.name: job.root})
         table = to_table(job.records)
         way = partial(one_window, job.slice, job.window) if job.window else job.slice
-        stages: list[Any] = [Scan(source=job.source, labels="beside"), way, Sign(narrow=job.narrow)]
+        stages: list[Any] = [Scan(source=job.source, labels="beside"), way, job.cut]
         unsigned: list[tuple[str, str]] = []
         places: dict[str, tuple[float, ...]] = {}
         for stage in stages:
@@ -179,8 +178,8 @@ def held_out(
     if about and split:
         found = of_split(found, about, split, folder)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
-    gsd_m = recipe.slice.gsd_m if recipe.slice else None
-    signed = sign(source, folder, found, grid or Slice(grid=Grid(size_px=512), gsd_m=gsd_m), recipe.cut.narrow, engine)
+    way = grid or Slice(grid=Grid(size_px=512), gsd_m=recipe.slice.gsd_m if recipe.slice else None)
+    signed = sign(source, folder, found, way, Sign.as_in(recipe.cut), engine)
     if not signed.records.num_rows:
         raise SourceError(f"{folder}: no image could be signed ({why_not(signed)})")
     whole = entries_of(signed, SCENE)
@@ -198,6 +197,7 @@ def held_out(
             "unsigned": unsigned,
             "grid": grid.model_dump(mode="json") if grid else None,
             "narrow": recipe.cut.narrow.model_dump(mode="json") if recipe.cut.narrow else None,
+            "levels": recipe.cut.encode.keeps_levels,
             "versions": {"datakit": __version__, **image.versions()},
         },
         pa.concat_tables([whole, tiles]),

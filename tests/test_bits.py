@@ -21,6 +21,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
+from rasterio.transform import from_origin
 from worlds import digests, geotiff, recipe_of, scene, source_of, work_done
 
 import datakit
@@ -33,9 +34,10 @@ from datakit.narrow import Limits, Ranks
 from datakit.pixels import Reader
 from datakit.query import Query
 from datakit.recipe import Recipe
-from datakit.sample import Sample, Window
+from datakit.sample import Sample, Spec, Window
 from datakit.signing import held_out
 from datakit.sources.synth import make
+from datakit.stages.cut import Cut
 
 BANDS = ("blue", "green", "red", "nir", "swir_1")
 PERCENTILES = {"bands": ["red", "green", "blue"], "percentiles": [2, 98], "over": "scene"}
@@ -152,24 +154,26 @@ def test_what_was_measured_is_the_named_bands_narrowed(patches: tuple[Path, Path
             "bands": ["red", "green", "blue"], "low": low.tolist(), "high": high.tolist()
         }  # fmt: skip
         assert tuple(row["signatures"]) == signed.phashes
-        assert (row["thumbnail"], row["pixel_digest"]) == (signed.thumbnail, signed.digest)
+        assert row["thumbnail"] == signed.thumbnail
+        assert row["pixel_digest"] not in (signed.digest, b"")  # of the levels of all bands
         assert row["entropy_bits"] == measure(shown, None).entropy_bits
         assert row["psnr_db"] is None
         assert not row["copied"]
 
 
 def test_a_build_of_levels_can_be_asked(patches: tuple[Path, Path], tmp_path: Path) -> None:
-    """By a picture of 8 bits, as its tiles were seen."""
+    """By a picture of 8 bits, as its tiles were seen, and by a file of levels, which alone can be equal."""
     data, out = patches
     query = Query(out)
-    assert query.narrow == Recipe.load("recipes/multispectral.yaml").cut.narrow
     for row in pq.read_table(out / "samples.parquet").to_pylist():
         levels, limits = source_levels(data / row["name"]), Limits(*(json.loads(row["narrowed"])[n] for n in ENDS))
-        assert query.narrow
-        shown = query.narrow(levels[:, :, [row["bands"].index(b) for b in ("red", "green", "blue")]], limits)
+        assert query.cut.narrow
+        shown = query.cut.narrow(levels[:, :, [row["bands"].index(b) for b in ("red", "green", "blue")]], limits)
         Image.fromarray(shown).save(tmp_path / f"{row['key']}.png")
         found = query.spell(tmp_path / f"{row['key']}.png")
-        assert row["key"] in {hit["key"] for hit in found if hit["equal"]}
+        assert {(hit["bits"], hit["equal"]) for hit in found if hit["key"] == row["key"]} == {(0, False)}
+        found = query.spell(data / row["name"], source="eurosat_ms")
+        assert {hit["key"] for hit in found if hit["equal"]} == {row["key"]}
 
 
 def test_images_of_many_bands_are_signed_as_tiles_are(patches: tuple[Path, Path]) -> None:
@@ -180,6 +184,7 @@ def test_images_of_many_bands_are_signed_as_tiles_are(patches: tuple[Path, Path]
     assert held.about["images"] == 8
     for row in held.entries.to_pylist():
         assert row["signatures"] == ours[row["name"]]["signatures"]
+        assert row["pixel_digest"] == ours[row["name"]]["pixel_digest"]
 
 
 # tiff16 and png16
@@ -550,3 +555,101 @@ def test_narrow_says_what_is_wrong() -> None:
     assert narrow(np.array([[[9, 10, 15], [20, 21, 15]]]), Limits((10.0,) * 3, (20.0,) * 3)).tolist() == [
         [[0, 0, 128], [255, 255, 128]]
     ]
+
+
+# equal pixels are equal levels
+
+
+def alike(seed: int, times: int, more: int) -> Levels:
+    """Five bands of which three, shown by their own percentiles, make the same picture for all `times` and `more`."""
+    levels = np.random.default_rng(seed).integers(0, 500, (80, 96, 5)).astype(np.uint16)
+    levels[:, :, :3] = scene(1, 96, 80).astype(np.uint16) * times + more
+    return levels
+
+
+def dropped(out: Path) -> dict[str, str]:
+    rows = pq.read_table(out / "dropped.parquet").to_pylist()
+    return {row["name"]: row["dropped"] for row in rows}
+
+
+@pytest.mark.parametrize("grid_px", [512, 64])
+def test_tiles_of_other_levels_are_no_duplicates_however_alike_they_look(tmp_path: Path, grid_px: int) -> None:
+    """Three bands are shown: alike to the last bit, and so are their whole scenes. Equal levels do go."""
+    folder, elsewhere = tmp_path / "deep", {"transform": from_origin(700000, 5600000, 10, 10)}
+    one = alike(1, 10, 100)
+    other_bands = np.dstack([one[:, :, :3], alike(2, 1, 0)[:, :, 3:]])
+    geotiff(folder / "a.tif", one)
+    geotiff(folder / "b.tif", alike(2, 20, 900), **elsewhere)
+    geotiff(folder / "c.tif", other_bands)
+    geotiff(folder / "d.tif", one, compress="deflate", **elsewhere)
+    cut = {"encode": {"format": "tiff16"}, "narrow": PERCENTILES}
+    plain = recipe_for("deep", cut=cut, dedup={}, slice={"grid": {"size_px": grid_px}})
+    rows = build(tmp_path, tmp_path / "out", plain)
+    assert {row["name"] for row in rows} in ({"a.tif", "b.tif", "c.tif"}, {"d.tif", "b.tif", "c.tif"})
+    assert len({tuple(row["signatures"]) for row in rows}) == (1 if grid_px == 512 else 4)  # they do look alike
+    assert len(set(dropped(tmp_path / "out").values())) == 1
+    assert "equal levels in all bands" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "dedup.json").read_text())["equal_levels"]
+    eight = recipe_for("deep", cut={"narrow": PERCENTILES}, dedup={}, slice={"grid": {"size_px": grid_px}})
+    assert len({row["name"] for row in build(tmp_path, tmp_path / "eight", eight)}) == 1
+
+
+def test_labels_come_over_from_equal_levels_alone(tmp_path: Path) -> None:
+    one = alike(1, 10, 100)
+    geotiff(tmp_path / "deep" / "plain" / "a.tif", one)
+    geotiff(tmp_path / "deep" / "port" / "b.tif", one, compress="deflate")
+    geotiff(tmp_path / "deep" / "river" / "c.tif", np.dstack([one[:, :, :3], one[:, :, :2]]))
+    plain = recipe_for("deep", cut={"encode": {"format": "tiff16"}, "narrow": PERCENTILES}, dedup={})
+    rows = build(tmp_path, tmp_path / "out", plain)
+    told = [also["label"] for row in rows for also in json.loads(row["also"])]
+    assert len(rows) == 2
+    assert told in (["plain"], ["port"])
+
+
+def test_parts_of_pictures_are_kept_where_those_of_levels_are_not() -> None:
+    """The digest of `cut` for 8 bits does not know of levels."""
+    levels, picture = (Cut.model_validate({"encode": {"format": n}, "narrow": PERCENTILES}) for n in ("tiff16", "jpeg"))
+    assert picture.digest("x") == Spec.digest(picture, "x")
+    assert levels.digest("x") != Spec.digest(levels, "x")
+
+
+def test_orientations_are_refused_where_levels_are_kept() -> None:
+    with pytest.raises(ValidationError, match="orientations"):
+        recipe_for("deep", cut={"encode": {"format": "tiff16"}, "narrow": PERCENTILES}, dedup={"orientations": True})
+
+
+def test_a_list_of_pictures_protects_levels_by_their_looks(tmp_path: Path) -> None:
+    """Flat ones it cannot: the certificate says so, and that a list signed by the recipe can."""
+    flat = np.full((80, 96, 5), 300, np.uint16)
+    geotiff(tmp_path / "held" / "a.tif", alike(1, 10, 100))
+    geotiff(tmp_path / "held" / "flat.tif", flat)
+    geotiff(tmp_path / "deep" / "a.tif", alike(1, 10, 100), **FAR)
+    geotiff(tmp_path / "deep" / "flat.tif", flat, **FAR)
+    geotiff(tmp_path / "deep" / "b.tif", deep(9, 96, 80), **FAR)
+    plain = recipe_for("deep", cut={"encode": {"format": "tiff16"}, "narrow": PERCENTILES})
+    eight = recipe_for("deep", cut={"narrow": PERCENTILES})
+    for name, spec, gone in (("of_levels", plain, {"a.tif", "flat.tif"}), ("of_pictures", eight, {"a.tif"})):
+        held = tmp_path / f"{name}.heldout"
+        held_out(tmp_path / "held", spec, Engine(0), plain.sources[0].collection).save(held)
+        protect = {"protect": {"lists": [str(held)]}}
+        build(tmp_path, tmp_path / name, Recipe.model_validate(plain.model_dump(mode="json") | protect))
+        assert set(dropped(tmp_path / name)) == gone
+        note = json.loads((tmp_path / name / "protect.json").read_text())["lists"][0]["not_protected"]["note"]
+        assert ("with --recipe of this build" in note) == (name == "of_pictures")
+
+
+FAR = {"transform": from_origin(700000, 5600000, 10, 10)}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_ground_is_shown_by_tiles_that_agree_in_all_bands(tmp_path: Path, same: bool) -> None:
+    """Of a scene and a part of it: three bands are equal, the others decide."""
+    whole = deep(3, 192, 128)
+    part = whole[:64, :64].copy()
+    part[:, :, 4] += 0 if same else 7
+    geotiff(tmp_path / "deep" / "whole.tif", whole, **FAR)
+    geotiff(tmp_path / "deep" / "part.tif", part, **FAR)
+    cut = {"encode": {"format": "tiff16"}, "narrow": RANGE}
+    plain = recipe_for("deep", cut=cut, same_place={}, slice={"grid": {"size_px": 64}})
+    build(tmp_path, tmp_path / "out", plain)
+    assert dropped(tmp_path / "out") == ({"part.tif": "same_place"} if same else {})

@@ -13,14 +13,20 @@ import pytest
 import yaml
 from PIL import Image
 
+import datakit
 from datakit.cli import main
 from datakit.collections_page import page
 from datakit.errors import RecipeError
 from datakit.manifest import Collection, Manifest
+from datakit.sample import Spec
+from datakit.stages.dedup import Dedup
+from datakit.stages.protect import Protect
+from datakit.stages.same_place import SamePlace
 
 Out = pytest.CaptureFixture[str]
 DOCS = Path(__file__).parent.parent / "docs"
 ADDING = (DOCS / "adding_a_collection.md").read_text(encoding="utf-8")
+DUPLICATES = (DOCS / "duplicates.md").read_text(encoding="utf-8")
 
 
 def blocks(kind: str) -> list[str]:
@@ -83,6 +89,27 @@ def test_every_kind_of_labels_is_told() -> None:
     for kind, spec in ((s["properties"]["kind"]["const"], s) for s in schema.values() if "kind" in s["properties"]):
         (row,) = [line for line in ADDING.splitlines() if line.startswith(f"| `{kind}` |")]
         assert {f for f in spec["properties"] if f not in ("kind", "path")} <= set(re.findall(r"`(\w+)`", row))
+
+
+@pytest.mark.parametrize(("spec", "heading"), [(Dedup, "dedup"), (Protect, "protect"), (SamePlace, "same_place")])
+def test_every_field_of_what_compares_records_is_told(spec: type[Spec], heading: str) -> None:
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", DUPLICATES, re.MULTILINE | re.DOTALL)
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    told = {field: row for row in rows for field in re.findall(r"`(\w+)`", row.split("|")[1])}
+    for name, field in spec.model_fields.items():
+        assert name in told, name
+        if type(field.default) in (int, float):
+            assert f"{field.default:g}" in told[name].split("|")[2], name
+
+
+def test_every_reason_of_what_compares_records_is_told() -> None:
+    package = Path(datakit.__file__).parent
+    text = "".join((package / name).read_text() for name in ("guard.py", "merge.py", "decide.py"))
+    reasons = set(re.findall(r'\["(\w+)"\] \*|"(protected\w*|duplicate(?:_\w+)?)"', text))
+    found = {name for pair in reasons for name in pair if name}
+    assert {"twin", "series", "same_place", "protected_twin", "duplicate_scene"} <= found
+    for name in found:
+        assert f"| `{name}` |" in DUPLICATES, name
 
 
 def test_the_page_of_collections_is_that_of_the_manifests() -> None:

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from datakit.footprints import on_sphere, overlapping
+from datakit.footprints import on_sphere, overlap_shares, overlapping
 
 Floats = NDArray[np.float64]
 STEPS = 60  # points along each side of a quadrilateral whose share is counted
@@ -92,6 +92,34 @@ def test_the_smaller_of_two_counts() -> None:
     large, small = box(10, 50, 11, 51), box(10.5, 50.5, 10.51, 50.51)
     assert pairs([large], [small], 1 - 1e-9) == [[0, 0]]
     assert pairs([small], [large], 1 - 1e-9) == [[0, 0]]
+
+
+def test_or_the_larger_of_two_counts() -> None:
+    large, small = np.array([box(10, 50, 11, 51)]), np.array([box(10.5, 50.5, 10.51, 50.51)])
+    assert overlapping(large, small, 0.0002, of_larger=True).tolist() == []
+    assert overlapping(large, small, 0.00009, of_larger=True).tolist() == [[0, 0]]
+    assert overlapping(small, large, 0.00009, of_larger=True).tolist() == [[0, 0]]
+
+
+def test_shares_pair_by_pair_are_those_that_pairs_are_found_by() -> None:
+    rng = np.random.default_rng(0)
+    corner = rng.uniform([179.97, 60], [180.02, 60.05], (300, 2))
+    one = np.array([turned(*c, *rng.uniform(0.002, 0.02, 2), rng.uniform(0, 3)) for c in corner])
+    other = one[rng.permutation(300)] + np.tile([0.001, 0.0005], 4)
+    i, j = (n.ravel() for n in np.meshgrid(range(300), range(300), indexing="ij"))
+    shares = overlap_shares(one[i], other[j]).reshape(300, 300)
+    for least in (0.01, 0.3, 0.6):
+        assert overlapping(one, other, least).tolist() == np.argwhere(shares >= least).tolist()
+    nowhere = np.zeros((2, 8))
+    assert overlap_shares(np.stack([one[0], nowhere[0]]), np.stack([one[0] + 90, one[0]])).tolist() == [0, 0]
+
+
+def test_many_pairs_take_no_loop() -> None:
+    one = np.repeat(box(9, 48, 9.01, 48.01)[None], 300_000, axis=0)
+    overlap_shares(one[:1], one[:1])  # compiles
+    began = time.perf_counter()
+    assert (overlap_shares(one, one + 0.001) > 0.5).all()
+    assert time.perf_counter() - began < 3  # a loop takes 1 ms a pair: 300 s
 
 
 def test_neighbours_that_touch_do_not_overlap() -> None:

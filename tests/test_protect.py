@@ -274,6 +274,63 @@ def test_a_set_that_grew_has_the_same_certificate(world: World, tmp_path: Path) 
     assert grown == fresh
 
 
+# products
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Acquisitions in two products that look different; one product of some is in the evaluation set."""
+    data = tmp_path_factory.mktemp("products")
+    put(data / "test" / "e.png", scene(130, 200, 160))
+    put(data / "test" / "tile.png", scene(131, 512, 256)[:, 256:])
+    put(data / "sharp" / "x_1_rgb.png", scene(130, 200, 160))  # leaked
+    put(data / "sharp" / "x_2_rgb.png", scene(131, 512, 256))  # one of its two tiles did
+    put(data / "sharp" / "x_3_rgb.png", scene(132, 200, 160))
+    for n in range(1, 5):
+        put(data / "soft" / f"x_{n}_msrgb.png", scene(140 + n, 300, 256))  # in two tiles
+    sign(data / "test", data / "test.list")
+    for name, twins in (("out", ["sharp"]), ("strangers", [])):
+        plain = recipe_of("sharp", "soft", exclude=ALL, slice=SLICE, protect={"lists": [str(data / "test.list")]})
+        dumped = plain.model_dump(mode="json")
+        for source in dumped["sources"]:
+            source["collection"] |= {"acquisition": r"(.*)_(?:ms)?rgb\.", "twin_of": twins}
+        spec = Recipe.model_validate(dumped | {"dedup": {}, "prefer": ["source"]})
+        datakit.build(spec, data=data, out=data / name, work=data / "work", workers=0)
+    return data
+
+
+def test_another_product_of_a_protected_acquisition_goes(products: Path) -> None:
+    goes = {p: (row["dropped"], row["lost_to"], row["detail"]) for p, row in lost(products / "out", "protect").items()}
+    twins = {place: why for place, why in goes.items() if "soft" in place}
+    assert set(twins) == {f"soft/x_{n}_msrgb.png@{x},0,256,256" for n in (1, 2) for x in (0, 44)}
+    for place, (why, to, detail) in twins.items():
+        n = int(place[7])
+        key = make_key("sharp", f"x_{n}_rgb.png", Window(256, 0, 256, 256) if n == 2 else None)
+        assert (why, to) == ("protected_twin", "test/e.png" if n == 1 else "test/tile.png")
+        assert detail == f"another product of the acquisition of {key}"
+    assert goes.keys() - twins == {"sharp/x_1_rgb.png", "sharp/x_2_rgb.png@256,0,256,256"}
+    left = {place.partition("@")[0] for place in kept(products / "out")}
+    assert left == {"sharp/x_2_rgb.png", "sharp/x_3_rgb.png", "soft/x_4_msrgb.png"}
+    counts = [c for c in Manifest.load(products / "out").counts if c.stage == "protect" and c.source == "soft"]
+    assert [c.dropped for c in counts] == [{"protected_twin": 4}]
+
+
+def test_the_certificate_names_products(products: Path) -> None:
+    told = certificate(products / "out")
+    twins = {match["key"]: match for match in told["matches"] if match["level"] == "twin"}
+    assert set(twins) == {make_key("soft", f"x_{n}_msrgb.png") for n in (1, 2)}
+    first = twins[make_key("soft", "x_1_msrgb.png")]
+    assert first["held_out"] == "test/e.png"
+    assert first["how"] == f"another product of the acquisition of {make_key('sharp', 'x_1_rgb.png')}"
+    assert told["statement"].startswith("4 images or tiles")
+    assert "other products of an acquisition" in told["statement"]
+
+
+def test_the_same_names_in_collections_that_are_no_twins_stay(products: Path) -> None:
+    assert not [place for place in lost(products / "strangers", "protect") if "soft" in place]
+    assert len([place for place in kept(products / "strangers") if "soft" in place]) == 8
+
+
 # places
 
 

@@ -17,7 +17,6 @@ from typing import IO, Any, BinaryIO, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -27,7 +26,7 @@ from ..hand import holding
 from ..image import WHOLE_PX, Encode, Narrow
 from ..masks import LabelUnreadable, Masks, png_of
 from ..measure import Mask, Pixels
-from ..pixels import NotShown, Piece, Reader, TooLarge
+from ..pixels import NotShown, Piece, Reader, TooLarge, levels_of
 from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
 from ..scales import in_reduced, reduced_size
 from ..staging import STAGED
@@ -49,6 +48,7 @@ class Cut(Spec):
     """Tiles as bytes, and every number that later rules look at."""
 
     VERSION: ClassVar[int] = 4
+    LEVELS_VERSION: ClassVar[int] = 1  # raise it when only the output of tiles that keep levels changes
 
     encode: Encode = Encode()
     narrow: Narrow | None = None
@@ -64,6 +64,10 @@ class Cut(Spec):
                 f"{self.encode.format} keeps all levels: give `narrow`, for tiles are measured as a picture"
             )
         return self
+
+    def digest(self, *more: str) -> str:
+        """Parts of tiles that keep levels are made again with `LEVELS_VERSION`; those of pictures are not."""
+        return super().digest(*more, *([f"levels {self.LEVELS_VERSION}"] if self.encode.keeps_levels else []))
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         before = Earlier(part, self.masks)
@@ -114,13 +118,13 @@ class Cut(Spec):
         if levels:
             self._check_bands(windows)
         reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure, levels=levels)
-        scene = Scene(first) if self.measure and first.window else None
+        scene = Scene(first, levels) if self.measure and first.window else None
         puzzle = Puzzle([in_reduced(s) for s in windows])
         tiles: dict[int, Found] = {}
         with Masks(part.roots, first, part.aside) as masks:
             for rows in reader.rows(first):
                 if scene:
-                    scene.add(rows.pixels)
+                    scene.add(rows)
                 for n, piece in puzzle.add(rows):
                     found, data = self._tile(windows[n], piece)
                     mask = png_of(masks.tile(windows[n])) if self.masks else b""
@@ -144,8 +148,9 @@ class Cut(Spec):
 
     def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
         """What is found of a tile, as fields of `Sample`, and its bytes."""
-        found: Found = {"narrowed": piece.narrowed, **(measured(piece) if self.measure else {})}
-        if self.encode.keeps_levels:
+        levels = self.encode.keeps_levels
+        found: Found = {"narrowed": piece.narrowed, **(measured(sample, piece, levels) if self.measure else {})}
+        if levels:
             return found, self.encode.levels(levels_of(sample, piece), sample.bands)
         if piece.stored is not None and self.copy_jpeg and self.encode.format == "jpeg":
             return {**found, "copied": True}, piece.stored
@@ -158,23 +163,26 @@ class Cut(Spec):
 class Sign(Cut):
     """What `Cut` finds of images and of their windows, and no bytes."""
 
-    encode: Encode = Encode(format="png")  # PNG: no side is too long
+    encode: Encode = Encode(format="png")  # no side is too long
+
+    @classmethod
+    def as_in(cls, cut: Cut) -> Sign:
+        """What a build finds: digests are of levels where its tiles keep them."""
+        return cls(narrow=cut.narrow, encode=Encode(format="tiff16" if cut.encode.keeps_levels else "png"))
 
     def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
-        return measured(piece), b""
+        return measured(sample, piece, self.encode.keeps_levels), b""
 
 
-def measured(piece: Piece) -> Found:
-    """What is measured of a tile."""
-    signed = zip(SIGNED, measure.sign(piece.pixels), strict=True)
-    return {**measure.measure(piece.pixels, piece.valid)._asdict(), **dict(signed)}
-
-
-def levels_of(sample: Sample, piece: Piece) -> NDArray[Any]:
-    """The levels of all bands of a tile, (h, w, bands); gray is one band, whatever it is shown as."""
-    if piece.levels is not None:
-        return piece.levels
-    return piece.pixels[:, :, :1] if sample.bands == image.GRAY else piece.pixels
+def measured(sample: Sample, piece: Piece, levels: bool) -> Found:
+    """What is measured of a tile, as a picture; levels: its digest is that of the levels of all bands."""
+    found: Found = measure.measure(piece.pixels, piece.valid)._asdict()
+    found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
+    if levels:
+        hasher = measure.Hasher(piece.height, piece.width, sample.bands)
+        hasher.add(levels_of(sample, piece))
+        found["pixel_digest"] = hasher.digest()
+    return found
 
 
 @dataclass
@@ -227,16 +235,18 @@ class Puzzle:
 class Scene:
     """Signs a whole image while its rows go by, on a reduced copy: its shorter side has 256 to 511 px."""
 
-    def __init__(self, sample: Sample) -> None:
+    def __init__(self, sample: Sample, levels: bool) -> None:
+        self.sample, self.levels = sample, levels  # True: the digest is of the levels of all bands
         self.width, self.height = reduced_size(sample.image_width, sample.image_height, sample.scale)
         by_area = math.ceil(math.sqrt(self.width * self.height / REDUCED_PX))
         self.factor = max(min(self.width, self.height) // SCENE_PX, by_area, 1)
-        self.hasher = xxhash.xxh3_128(np.array((self.height, self.width, 3), "<i8").tobytes())
+        self.hasher = measure.Hasher(self.height, self.width, sample.bands if levels else ())
         self.rest: Pixels | None = None  # rows that do not fill a box yet
         self.sums: list[Any] = []
 
-    def add(self, rows: Pixels) -> None:
-        self.hasher.update(np.ascontiguousarray(rows).data)
+    def add(self, piece: Piece) -> None:
+        rows = piece.pixels
+        self.hasher.add(levels_of(self.sample, piece) if self.levels else rows)
         if self.rest is not None:
             rows = np.concatenate([self.rest, rows])
         whole = len(rows) // self.factor * self.factor

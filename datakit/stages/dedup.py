@@ -37,9 +37,9 @@ class Dedup(Likeness):
         description="windows of one image that look alike are duplicates if they share this much of the smaller",
     )
     series: Literal["keep", "one"] | PositiveInt = Field(
-        "keep", description="of pictures of one place at several dates: keep all, one, or at most so many"
+        "keep", description="of the dates at which pictures show one place: keep all, one, or at most so many"
     )
-    min_days: int = Field(1, ge=0, description="dates this far apart make a series")
+    min_days: int = Field(1, ge=1, description="pictures taken this far apart, in days of 24 h, are of two dates")
     signature: Literal["phash", "cnn"] = Field("phash", description="cnn: semantic duplicates among tiles, by cosine")
     cosine: float | None = Field(None, gt=0, le=1, description="least cosine of two CNN vectors")
     model: Literal["mobilenet_v3_small", "vit_b_16", "efficientnet_b4"] = "mobilenet_v3_small"
@@ -58,10 +58,11 @@ class Dedup(Likeness):
         by: Ints,
         windows: Windows | None = None,
         of_series: Pairs = lambda one, other: one < 0,
+        exact: bool = False,
     ) -> Stars:
         """Which records duplicate which. by: rows in order of preference; windows: where they lie in their images.
 
-        Rows that `by` leaves out take no part. of_series: pairs that must have equal pixels.
+        Rows that `by` leaves out take no part. of_series: pairs that must have equal pixels; exact: all of them must.
         """
 
         def agree(kept: Ints, rows: Ints, places: NDArray[Any]) -> NDArray[np.bool_]:
@@ -78,7 +79,7 @@ class Dedup(Likeness):
             return np.where(same, within & alike, alike)
 
         signatures = looks.signatures[by] if self.orientations else looks.signatures[by, :1]
-        flat = looks.flat(self.flat_entropy_bits)[by]
+        flat = looks.flat(self.flat_entropy_bits)[by] | exact
         star, its_place = stars(signatures, self.radius_bits, agree, flat, looks.digests[by])
         kept, place = np.arange(len(looks)), np.zeros(len(looks), np.int8)
         kept[by], place[by] = by[star], its_place
@@ -107,6 +108,14 @@ class Stars(NamedTuple):
         kept, place, bits = self.kept.copy(), self.place.copy(), self.bits.copy()
         kept[rows], place[rows], bits[rows] = rows, 0, 0
         return Stars(kept, place, bits)
+
+    def renewed(self, rows: Ints, new: Stars) -> Stars:
+        """The same, with these rows as `new` has them."""
+        columns: list[Any] = [None if column is None else column.copy() for column in self]
+        for column, its in zip(columns, new, strict=True):
+            if column is not None and its is not None:
+                column[rows] = its[rows]
+        return Stars(*columns)
 
     @property
     def lost(self) -> Ints:

@@ -113,7 +113,7 @@ def _equal_pixels(one: NDArray[np.bytes_], other: NDArray[np.bytes_]) -> Ints:
 class HeldOut:
     """A held-out list: the images of an evaluation set, each whole (window null) and in tiles."""
 
-    about: dict[str, Any]  # name, title, version, split, files, images, tiles, unsigned, grid, narrow, versions
+    about: dict[str, Any]  # name, title, version, split, files, images, tiles, unsigned, grid, narrow, levels, versions
     entries: pa.Table  # ENTRY
     digest: str = ""  # of the file
 
@@ -184,17 +184,25 @@ def held_digest(path: Path) -> str:
 
 
 def certificate(
-    spec: Protect, lists: Sequence[HeldOut], compared: dict[str, int], matches: list[dict[str, Any]]
+    spec: Protect,
+    lists: Sequence[HeldOut],
+    compared: dict[str, int],
+    matches: list[dict[str, Any]],
+    levels: bool = False,
 ) -> dict[str, Any]:
-    """What protect.json says. compared: of the build, images, tiles, those placed, flat, and refused by thumbnails."""
+    """What protect.json says. compared: of the build, images, tiles, those placed, flat, and refused by thumbnails.
+
+    levels: the digests of the build are of the levels of all bands.
+    """
     if not lists:
         return {"statement": NO_LIST, "lists": [], "compared": {}, "matches": [], "cannot_see": list(CANNOT_SEE)}
     a_pair = chance(spec.radius_bits) * PLACES * sum(len(held.looks) for held in lists)
     gone = len({match["key"] for match in matches})
     return {
         "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, or lay "
-        "where they lie; they are not in this set. What a comparison of this kind cannot see is listed below.",
-        "lists": [_of_list(spec, held) for held in lists],
+        "where they lie, or are other products of an acquisition that one of these is of; they are not in this set. "
+        "What a comparison of this kind cannot see is listed below.",
+        "lists": [_of_list(spec, held, levels) for held in lists],
         "radius_bits": spec.radius_bits,
         "orientations": PLACES,
         "thumbnail_levels": spec.thumbnail_levels,
@@ -210,10 +218,16 @@ def certificate(
     }
 
 
-def _of_list(spec: Protect, held: HeldOut) -> dict[str, Any]:
+def _of_list(spec: Protect, held: HeldOut, levels: bool) -> dict[str, Any]:
     """A list as the certificate names it: what it is, and what of it could not be protected."""
     flat = held.flat_files(spec.flat_entropy_bits)
     places, _ = held.footprints()
+    note = "flat pictures are recognised by equal pixels alone; unsigned files not at all"
+    if held.about.get("levels", False) != levels:
+        kinds = ("all bands' levels", "the picture that is shown")
+        ours, its = kinds if levels else kinds[::-1]
+        note = f"flat pictures are not recognised: digests here are of {ours}, those of the list of {its}; sign it "
+        note += "with --recipe of this build; unsigned files are not recognised either"
     return {
         **held.about,
         "blake2b": held.digest,
@@ -221,6 +235,6 @@ def _of_list(spec: Protect, held: HeldOut) -> dict[str, Any]:
         "not_protected": {
             "flat": flat,
             "unsigned": held.about["unsigned"],
-            "note": "flat pictures are recognised by equal pixels alone; unsigned files not at all",
+            "note": note,
         },
     }

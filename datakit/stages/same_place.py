@@ -27,7 +27,7 @@ from ..errors import SourceError
 from ..ground import Ints, Overlaps
 from ..image import Narrow
 from ..measure import Mask
-from ..pixels import Piece, Reader
+from ..pixels import Piece, Reader, levels_of
 from ..sample import Sample, Spec, Window, digest
 
 FILE = ("source", "path", "file_bytes", "stamp", "offset")
@@ -50,14 +50,16 @@ class SamePlace(Spec):
 
     VERSION: ClassVar[int] = 3
 
-    tolerance_levels: int = Field(0, ge=0, le=255, description="levels that pixels may differ by and still agree")
+    tolerance_levels: int = Field(
+        0, ge=0, le=255, description="levels that pixels may differ by and still agree; in all bands that tiles keep"
+    )
     # 1: then nothing is lost with a tile. One car in a tile of 512 px is less than 1 in 1000 of its pixels
     agree_share: float = Field(1.0, gt=0, le=1, description="share of the pixels valid in both tiles that must agree")
     covered_share: float = Field(1.0, gt=0, le=1, description="share of a tile's valid pixels that others must cover")
 
-    def reading(self, narrow: Narrow | None) -> str:
+    def reading(self, narrow: Narrow | None, levels: bool) -> str:
         """Digest of what verdicts depend on besides the files: shares are applied to them, and are not in it."""
-        shown = narrow.model_dump_json() if narrow else ""
+        shown = "levels" if levels else narrow.model_dump_json() if narrow else ""
         return digest(str(self.VERSION), str(self.tolerance_levels), shown, json.dumps(image.versions()))
 
 
@@ -89,6 +91,7 @@ class How:
     work: Path
     tolerance_levels: int
     narrow: Narrow | None
+    levels: bool
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,12 @@ def covered(
     map: Callable[[Callable[[Task], Compared], Iterable[Task]], Iterator[Compared]],
     counts: Counter[str],
     narrow: Narrow | None = None,
+    levels: bool = False,
 ) -> dict[int, tuple[int, ...]]:
     """The tiles that go, by row, each with the rows that cover it; these all stay, and are in order of preference.
 
     tiles: columns NEEDS of the tiles kept so far, best first. map: that of an `Engine`. narrow: that of `cut`.
+    levels: the levels of all bands are compared, as tiles keep them, and not the pictures that they make.
     A tile goes where others that were taken before it show its valid pixels. Which pixels are valid is told by nodata,
     alpha and masks; pixels of a collar (see `cut`) count as valid here, since only a whole image shows where it ends:
     a collar over another image's ground disagrees with it, and both tiles stay.
@@ -128,12 +133,12 @@ def covered(
     counts["not_aligned"] += not_aligned
     rows = np.unique(np.concatenate([found.first, found.second]))
     samples = dict(zip(rows.tolist(), samples_of(tiles.select(READ).take(pa.array(rows))), strict=True))
-    known = Known(work, spec.reading(narrow))
+    known = Known(work, spec.reading(narrow, levels))
     keys = list(pair_keys(found, samples))
     verdicts = known.load(keys)
     counts["pairs_known"] += len(verdicts)
     new = np.array([n for n in range(len(found)) if n not in verdicts], np.int64)
-    how = How(roots, work, spec.tolerance_levels, narrow)
+    how = How(roots, work, spec.tolerance_levels, narrow, levels)
     for done in map(compare, tasks(found, new, samples, how)):
         counts["images_opened_same_place"] += done.opened
         counts["pairs_compared"] += len(done.verdicts)
@@ -195,25 +200,28 @@ def compare(task: Task) -> Compared:
                 for pair in pairs:
                     one, other = ours.tile(pair.windows[0]), theirs.tile(pair.windows[1])
                     if one is not None and other is not None:
-                        done.verdicts.append((pair.number, judge(one, other, pair, task.how.tolerance_levels)))
+                        done.verdicts.append((pair.number, judge((one, other), (task.first, sample), pair, task.how)))
                 done.opened += theirs.opened
         done.opened += ours.opened
     return done
 
 
-def judge(one: Piece, other: Piece, pair: Pair, tolerance_levels: int) -> Verdict:
-    """Compares what two tiles share."""
-    a, b = (tile.window(*begin, *pair.size) for tile, begin in zip((one, other), pair.begins, strict=True))
+def judge(tiles: tuple[Piece, Piece], of: tuple[Sample, Sample], pair: Pair, how: How) -> Verdict:
+    """Compares what two tiles share. of: records of the images that they are from."""
+    a, b = (tile.window(*begin, *pair.size) for tile, begin in zip(tiles, pair.begins, strict=True))
     width, height = pair.size
     both = np.ones((height, width), bool)
     for valid in (a.valid, b.valid):
         if valid is not None:
             both &= valid
-    apart = np.maximum(a.pixels, b.pixels) - np.minimum(a.pixels, b.pixels)  # of bytes, without a borrow
-    agree = (apart <= tolerance_levels).all(axis=2) & both
+    x, y = (levels_of(s, p) if how.levels else p.pixels for s, p in zip(of, (a, b), strict=True))
+    agree = np.zeros_like(both)
+    if not how.levels or (of[0].bands == of[1].bands and x.dtype == y.dtype):
+        apart = np.maximum(x, y) - np.minimum(x, y)  # of unsigned numbers, without a borrow
+        agree = (apart <= how.tolerance_levels).all(axis=2) & both
     both_px = int(np.count_nonzero(both))
     bits = b"" if both_px == both.size else zlib.compress(np.packbits(both).tobytes(), 1)
-    return Verdict(both_px, int(np.count_nonzero(agree)), valid_px(one), valid_px(other), bits)
+    return Verdict(both_px, int(np.count_nonzero(agree)), valid_px(tiles[0]), valid_px(tiles[1]), bits)
 
 
 def valid_px(tile: Piece) -> int:
@@ -225,8 +233,9 @@ class TileReader:
 
     def __init__(self, sample: Sample, how: How, scratch: Path) -> None:
         self.sample, self.root = sample, how.roots[sample.source.partition("/")[0]]
-        self.reader = Reader(self.root, scratch, how.narrow, collars=False)
+        self.reader = Reader(self.root, scratch, how.narrow, collars=False, levels=how.levels)
         self.opened = 0
+        self.weight = max(len(sample.bands) * 2 // 3, 1) if how.levels else 1  # of a px, beside three bytes
         self._lasting = ExitStack()
         self._read: Callable[[Window], Piece] | None = None
         self._broken = False
@@ -243,10 +252,10 @@ class TileReader:
         """A tile as shown; None where it cannot be read."""
         if window not in self._kept:
             self._kept[window] = None if self._broken else self._tile(window)
-            self._kept_px += window.width * window.height
+            self._kept_px += window.width * window.height * self.weight
             while self._kept_px > KEPT_PX and len(self._kept) > 1:
                 oldest = next(iter(self._kept))
-                self._kept_px -= oldest.width * oldest.height
+                self._kept_px -= oldest.width * oldest.height * self.weight
                 del self._kept[oldest]
         return self._kept[window]
 
@@ -303,9 +312,9 @@ def unpacked(bits: bytes, width: int, height: int) -> Mask:
     return flat.reshape(height, width).astype(bool)
 
 
-def verdict_files(spec: SamePlace, narrow: Narrow | None, work: Path) -> list[Path]:
+def verdict_files(spec: SamePlace, narrow: Narrow | None, work: Path, levels: bool = False) -> list[Path]:
     """Where verdicts lie that `covered` takes from the work folder or has left there."""
-    return sorted((work / FOLDER).glob(f"{spec.reading(narrow)}-*.parquet"))
+    return sorted((work / FOLDER).glob(f"{spec.reading(narrow, levels)}-*.parquet"))
 
 
 SCHEMA = pa.schema([("pair", pa.binary(16)), *((n, pa.int64()) for n in Verdict._fields[:-1]), ("both", pa.binary())])
