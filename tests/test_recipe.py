@@ -95,7 +95,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert "'smaller_than'" in tags
     assert lines == {
         "sources.1.subfolder": "Input should be greater than or equal to 0, not -1",
-        "sources.2.pth": "no such key; allowed: collection, name, path, subfolder",
+        "sources.2.pth": "no such key; allowed: collection, max_unreadable_share, name, path, subfolder",
         "exclude.rules.0.dtype.allow": "Field required",
         "exclude.rules.0.dtype.alow": "no such key; allowed: allow, max_share, name, rule",
         "exclude.rules.1.smaller_than.side_px": "Input should be greater than 0, not 0",
