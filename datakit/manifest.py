@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from .errors import ShardError
+from .remote import Root, root_of
 from .sample import Spec
 from .validate import load_yaml, wrong_fields
 
@@ -303,13 +304,14 @@ class Manifest(Spec):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def load(cls, path: str | Path) -> Manifest:
-        """The manifest of the build at `path`: its folder, or its manifest.json."""
-        path = Path(path)
-        path = path / "manifest.json" if path.is_dir() else path
-        if not path.exists():
-            raise ShardError(f"{path}: no such file. A build that did not finish has none: run `datakit build` again")
+    def load(cls, where: str | Root) -> Manifest:
+        """The manifest of the build at `where`, a path or a URL: its folder, or its manifest.json."""
+        path = root_of(where)
         try:
+            path = path / "manifest.json" if path.is_dir() else path
+            if not path.exists():
+                todo = "A build that did not finish has none: run `datakit build` again"
+                raise ShardError(f"{path}: no such file. {todo}")
             plain = json.loads(path.read_bytes())
             found = plain.get("format", "unknown") if isinstance(plain, dict) else "unknown"
             if found != FORMAT:

@@ -28,6 +28,7 @@ from ..ground import Ints, Overlaps
 from ..image import Narrow
 from ..measure import Mask
 from ..pixels import Piece, Reader
+from ..remote import Root
 from ..sample import Sample, Spec, Window, digest
 
 FILE = ("source", "path", "file_bytes", "stamp", "offset")
@@ -85,7 +86,7 @@ class Pair:
 class How:
     """How tiles are read and compared."""
 
-    roots: dict[str, Path]
+    roots: dict[str, Root]
     work: Path
     tolerance_levels: int
     narrow: Narrow | None
@@ -111,7 +112,7 @@ class Compared:
 def covered(
     spec: SamePlace,
     tiles: pa.Table,
-    roots: dict[str, Path],
+    roots: dict[str, Root],
     work: Path,
     map: Callable[[Callable[[Task], Compared], Iterable[Task]], Iterator[Compared]],
     counts: Counter[str],
