@@ -303,9 +303,8 @@ def build(
     processes, as many as there are cores if not given; 0: this process. scheduler: address of a Dask scheduler, whose
     workers are used instead. memory_bytes: for all workers of this machine, most of its memory if not given.
     timeout_s: CPU seconds that one image may take, beside 2 s a megapixel. retry: reasons of drops (`alone.FAILURES`)
-    to try again. data, out and the path of a source may be URLs; work is a folder that all workers see, and is given
-    where out is a URL. Running it again after any interruption continues it. Errors: RecipeError, SourceError,
-    StageError.
+    to try again. data, out and the path of a source may be URLs; where out is one, give work, which all workers see.
+    Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     say = say or (lambda line: None)
