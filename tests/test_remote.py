@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -564,6 +565,14 @@ def test_gc_looks_into_the_store(s3: Web, world: Path, tmp_path: Path, monkeypat
         store.rm("sets/deep/gc", recursive=True)
         assert gc(work)["files"] == 0  # nobody knows
     assert gc(work)["files"] > 5
+
+
+def test_the_example_of_the_page_is_a_recipe(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "remote.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "own.yaml").write_text(f"name: own\n{example}")
+    places = [root_of(source.path, Remote("s3://b")) for source in Recipe.load(tmp_path / "own.yaml").sources]
+    assert [str(place) for place in places] == ["s3://b/dota", *re.findall(r'path: "(.*)"', example)]
 
 
 def test_readers_take_urls(s3: Web, world: Path, built: Path, tmp_path: Path, capsys: Out) -> None:
