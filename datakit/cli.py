@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import DatakitError, SourceError
+from .remote import may_be_folder, root_of
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 0 if it did what was asked, 1 with a message on stderr if not."""
-    args = parser().parse_args(argv)
-    if args.verb is None:
-        parser().print_help()
-        return 0
     try:
+        args = parser().parse_args(argv)
+        if args.verb is None:
+            parser().print_help()
+            return 0
         status = int(args.run(args))
         sys.stdout.flush()
         return status
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
     build = verbs.add_parser("build", help="build the data set that a recipe describes")
     recipe_arguments(build)
-    build.add_argument("--out", type=Path, help="folder for the shards (default: the recipe's name)")
+    build.add_argument("--out", type=root_of, help="folder or URL for the shards (default: the recipe's name)")
     build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
     engine_arguments(build)
     build.add_argument(
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
     synth = verbs.add_parser("synth", help="make the embedded collection, or check a build of it")
     synth.add_argument("kind", help="opticalrs, or check")
-    synth.add_argument("dirs", nargs="+", type=Path, help="DIR to make; for check: OUT DIR")
+    synth.add_argument("dirs", nargs="+", help="DIR to make; for check: OUT DIR")
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)
 
@@ -108,7 +109,7 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
 
 def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sign = verbs.add_parser("sign", help="make a held-out list from a copy of an evaluation set")
-    sign.add_argument("folder", type=Path, metavar="DIR", help="folder or archive of the evaluation images")
+    sign.add_argument("folder", type=root_of, metavar="DIR", help="folder, archive or URL of the evaluation images")
     sign.add_argument("-o", "--list", type=Path, required=True, metavar="LIST", help="file to write")
     sign.add_argument(
         "--recipe", type=Path, default=Path("opticalrs"), help="whose grid cuts tiles (default: opticalrs)"
@@ -124,7 +125,7 @@ def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def query_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     query = verbs.add_parser("query", help="is an image, or a window of it, in a build already?")
-    query.add_argument("out", type=Path, help="folder of a build")
+    query.add_argument("out", type=root_of, help="folder or URL of a build")
     query.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     query.add_argument("--window", metavar="LEFT,TOP,WIDTH,HEIGHT", help="this part of each image, px")
     query.add_argument("--radius", type=whole(0, 64), metavar="BITS", help="of 64, 0 to 64 (default: the recipe's)")
@@ -148,7 +149,9 @@ def manifest_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser
 
 def recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=Path, help="YAML file, or the name of a bundled recipe")
-    verb.add_argument("--data", type=Path, default=Path(), help="folder that the collections lie in (default: here)")
+    verb.add_argument(
+        "--data", type=root_of, default=Path(), help="folder or URL that the collections lie in (default: here)"
+    )
     verb.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field: subset.count=1000"
     )
@@ -196,7 +199,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     from .recipe import Recipe, parse_changes
 
     recipe = Recipe.load(args.recipe, parse_changes(args.set), args.protect, args.licence)
-    if not args.data.exists():
+    if not may_be_folder(args.data):
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe
 
@@ -242,16 +245,17 @@ def run_synth(args: argparse.Namespace) -> int:
     if args.kind == "check":
         if len(args.dirs) != 2:
             raise DatakitError("datakit synth check needs OUT and DIR: the build, and the collection it was built from")
-        wrong = synth.check(*args.dirs)
+        built, folder = root_of(args.dirs[0]), Path(args.dirs[1])
+        wrong = synth.check(built, folder)
         print("\n".join(wrong) if wrong else "everything planted went for its own reason, and nothing else did")
-        crops = synth.not_covered(*args.dirs)
+        crops = synth.not_covered(built, folder)
         print(
             f"not covered: {len(crops)} planted crops, which no signature of a whole picture sees: {', '.join(crops)}"
         )
         return 1 if wrong else 0
     if len(args.dirs) != 1:
         raise DatakitError("datakit synth KIND needs one DIR")
-    truth = synth.make(args.kind, args.dirs[0], args.seed)
+    truth = synth.make(args.kind, Path(args.dirs[0]), args.seed)
     expected = Counter(entry["expect"] for entry in truth["files"])
     print(json.dumps({"kind": args.kind, "files": len(truth["files"]), "expected": dict(sorted(expected.items()))}))
     return 0

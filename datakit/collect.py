@@ -20,6 +20,7 @@ from .decide import Decided
 from .errors import StageError
 from .pictures import PictureJob
 from .recipe import Recipe
+from .remote import Root
 from .run import Funnel
 from .sample import SCHEMA, digest
 from .stages.shards import Rows, ShardJob, order
@@ -100,7 +101,7 @@ def dropped_records(parts: dict[str, list[Path]], decided: Decided, chosen: Chos
     return pa.concat_tables(tables).sort_by([(n, "ascending") for n in ("source", "name", "key", "stage")])
 
 
-def shard_jobs(recipe: Recipe, chosen: Chosen, out: Path, work: Path) -> list[ShardJob]:
+def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[ShardJob]:
     """The shards of each split, each with the digest of all that it is made of."""
     size = chosen.columns.column("staged_bytes").to_numpy()
     splits = chosen.columns.column("split").to_numpy()

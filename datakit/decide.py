@@ -28,6 +28,7 @@ from . import disk, guard, image, merge
 from .crowd import LOST, Crowd, read_crowd
 from .merge import CHANGES, Merged
 from .recipe import Recipe
+from .remote import Root
 from .run import Funnel
 from .sample import Spec, digest
 from .sources.scan import Source
@@ -70,7 +71,7 @@ class Decider:
 
     recipe: Recipe
     parts: Sequence[Path]
-    roots: dict[str, Path]
+    roots: dict[str, Root]
     work: Path
     aside: Path
     map: Map

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written aside, written through to the disk, then given their names."""
+"""Files that are whole or not there: written aside, written through to the disk, then given their names.
+
+A file of OUT gets its name by a rename on a disk, by one put in a store.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .remote import Remote, Root
+
+PARTIAL = ".partial"  # folder in OUT of what is being written, while a build goes on
 ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
 
 
@@ -33,6 +40,57 @@ def commit_text(text: str, path: Path, folder: Path) -> None:
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def becoming(target: Root, work: Path) -> Iterator[Path]:
+    """A name to write a file under, which is `target` when the context ends: all of it or, after an error, nothing.
+
+    It lies beside its target on a disk, and in the work folder where the target is in a store.
+    """
+    if isinstance(target, Remote):
+        with aside(work) as folder:
+            yield folder / target.name
+            target.put(folder / target.name)
+        return
+    folder = target.parent / PARTIAL
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f"{target.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(target)
+        sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_out(out: Root, work: Path) -> None:
+    """Mark OUT as a place that a build writes to. OSError where it cannot."""
+    if isinstance(out, Path):
+        (out / PARTIAL).mkdir(exist_ok=True)
+        return
+    with becoming(out / PARTIAL / "building", work) as mark:
+        mark.touch()
+
+
+def set_aside(file: Root, target: Root, work: Path) -> None:
+    """Give a file of OUT another name."""
+    if isinstance(file, Path) and isinstance(target, Path):
+        file.replace(target)
+        return
+    with becoming(target, work) as copy:
+        copy.write_bytes(file.read_bytes())
+    file.unlink()
+
+
+def close_out(out: Root) -> None:
+    """Remove the mark, and what was left of earlier builds with it."""
+    if isinstance(out, Path):
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
+        return
+    for path in (out / PARTIAL).below():
+        (out / PARTIAL / path).unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -20,6 +20,7 @@ from .grouping import FIRST, Group, Groups, Index
 from .manifest import NO_LABEL, Collection
 from .masks import levels_in
 from .ondisk import size, unpacked_by, walk
+from .remote import Root
 from .sample import IMAGE_SUFFIX, Sample
 from .sources import beside
 from .sources.scan import read_header
@@ -99,7 +100,7 @@ def draft(folder: Path, name: str = "", most: int = 200) -> str:
     return text
 
 
-def looked_into(group: Group, root: Path) -> Content:
+def looked_into(group: Group, root: Root) -> Content:
     """What the files of a group hold, by what most of a few of them hold."""
     read = [(file.name, data) for file in group.some(FIRST) if (data := _bytes(root, file)) is not None]
     if group.image:
@@ -110,7 +111,7 @@ def looked_into(group: Group, root: Path) -> Content:
     return Content(group, kind, [(name, data) for name, data in read if hints.kind_of(name, data) == kind])
 
 
-def _bytes(root: Path, file: File) -> bytes | None:
+def _bytes(root: Root, file: File) -> bytes | None:
     try:
         return files.read(root, file) if file.file_bytes <= files.SMALL_BYTES else None
     except OSError:  # of one that cannot be read, a build will tell
@@ -238,7 +239,7 @@ def class_folders(images: list[Group]) -> list[Entry]:
 
 
 def headers(
-    root: Path, images: list[Group], most: int, side_cars: beside.SideCars
+    root: Root, images: list[Group], most: int, side_cars: beside.SideCars
 ) -> tuple[list[Sample], Counter[str]]:
     """Images of all groups with their header facts, and how many could not be read, by reason."""
     seen, unread = [], Counter[str]()

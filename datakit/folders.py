@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import files
-from .errors import StageError
+from .errors import SourceError, StageError
+from .remote import UNLISTED, Remote, Root, root_of
+from .sample import digest
 from .staging import STAGED
 
 OURS = "datakit.work"  # an empty file in every work folder
@@ -19,20 +21,35 @@ FOUND = ("labels", "same_place", "cnn", "decided", "shards", "written", "picture
 KINDS = ("list", *STEPS, *FOUND, "hands", "tmp")  # sub-folders of WORK that can be made again
 
 
-def refuse_overlap(out: Path, work: Path, roots: dict[str, Path]) -> None:
+def places(out: str | Path | Remote, work: str | Path | None) -> tuple[Root, Path]:
+    """OUT and WORK of a build, from what the user gave. StageError where a store would have to be the work folder."""
+    at = root_of(out).absolute()
+    if isinstance(at, Remote) and at.scheme in UNLISTED:
+        raise StageError(f"{at}: nothing can be written there. Name a folder, or a store such as s3://, with --out")
+    if isinstance(at, Remote) and not work:
+        raise StageError(f"{at}: parts cannot be kept there. Name a folder that all workers see with --work")
+    if work and isinstance(root_of(work), Remote):
+        raise StageError(f"{work}: parts are kept in a folder that all workers see. Name one with --work")
+    here = Path(work).absolute() if work else Path(str(at))
+    return at, here if work else here.with_name(here.name + ".work")
+
+
+def refuse_overlap(out: Root, work: Path, roots: dict[str, Root]) -> None:
     """StageError if a build would write among its own sources, or its two folders are one."""
     if out.resolve() == work.resolve():
         raise StageError(f"{out}: --out and --work must be two folders")
     for name, root in roots.items():
+        home = files.home(root).resolve()
         for folder in (out, work):
-            if folder.resolve() == files.home(root).resolve():
+            if folder.resolve() == home:
                 raise StageError(f"{folder} is the folder of {name}: write to another one")
 
 
-def claim(folder: Path, signs: tuple[str, ...], option: str) -> None:
+def claim(folder: Root, signs: tuple[str, ...], option: str) -> None:
     """Make a folder; StageError if it holds files and none of the signs that an earlier build left."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
         strange = any(folder.iterdir()) and not any((folder / sign).exists() for sign in signs)
     except OSError as exc:
         raise StageError(f"{folder}: {exc.strerror}. Name a folder that can be written") from None
@@ -53,24 +70,36 @@ def locked(work: Path, alone: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Only one build at a time writes to a folder."""
-    folder = os.open(out, os.O_RDONLY)
+def writing(out: Root, work: Path) -> Iterator[None]:
+    """Only one build at a time writes to a folder. Stores have no locks: builds of one work folder take turns there."""
+    if isinstance(out, Path):
+        handle = os.open(out, os.O_RDONLY)
+    else:
+        (work / "builds").mkdir(exist_ok=True)
+        handle = os.open(work / "builds" / f"{digest(str(out))}.lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(folder)
+        os.close(handle)
         raise StageError(f"another build is writing to {out}: wait until it ends") from None
     try:
         yield
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def was_removed(out: Root) -> bool:
+    """Whether OUT is gone, from a place that is there."""
+    try:
+        return not out.exists() and (out.top if isinstance(out, Remote) else out.parent).exists()
+    except (OSError, SourceError):  # the store does not answer, or what asks it is not installed
+        return False
 
 
 def gc(work: str | Path) -> dict[str, int]:
     """Free what no build uses any more; gives files and bytes freed.
 
-    A build whose OUT was removed counts no longer; one whose OUT lies on a disk that is not there does.
+    A build whose OUT was removed counts no longer; one whose OUT lies on a disk, or in a store, that is not there does.
     """
     work = Path(work)
     if not (work / OURS).exists():
@@ -79,7 +108,7 @@ def gc(work: str | Path) -> dict[str, int]:
         used: set[Path] = set()
         for note in sorted((work / "builds").glob("*.json")):
             about = json.loads(note.read_text())
-            if Path(about["out"]).exists() or not Path(about["out"]).parent.exists():
+            if not was_removed(root_of(about["out"])):
                 used |= {work / name for name in about["uses"]}
             else:
                 note.unlink()

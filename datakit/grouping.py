@@ -5,10 +5,10 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from . import files, hints
 from .files import File
+from .remote import Root
 from .sample import IMAGE_SUFFIX, key_id
 
 SIBLINGS = 3  # folders of one kind from which on `*` takes their place
@@ -59,7 +59,7 @@ class Group:
 class Groups:
     """All files in groups, and the group of each; `most` files of a group are held."""
 
-    def __init__(self, found: list[File], root: Path, most: int) -> None:
+    def __init__(self, found: list[File], root: Root, most: int) -> None:
         images: dict[str, bool] = {}
         for file in found:
             folder = posixpath.dirname(file.name)
@@ -208,7 +208,7 @@ def _stems(name: str) -> set[str]:
     return {stem, stem.removesuffix(tail)} - {""}
 
 
-def _is_image(root: Path, file: File) -> bool:
+def _is_image(root: Root, file: File) -> bool:
     try:
         return hints.is_image(files.head(root, file, 32))
     except OSError:  # of an archive that is damaged here, or a broken link

@@ -28,6 +28,7 @@ from rasterio.io import MemoryFile
 from . import files
 from .measure import Pixels
 from .narrow import Narrow as Narrow
+from .remote import Root
 from .sample import Sample, Spec
 
 WHOLE_PX = 1 << 26  # images up to this size go through Pillow: 4 bytes a pixel there, 6 while they become an array
@@ -252,14 +253,15 @@ def _shrunk(data: bytes, side_px: int) -> bytes | None:
         return None
 
 
-def preview_of(root: Path, sample: Sample, scratch: Path, side_px: int) -> bytes | None:
+def preview_of(root: Root, sample: Sample, scratch: Path, side_px: int) -> bytes | None:
     """A small JPEG of a source image of any type and bands (the first three, stretched); None where it has none."""
     try:
         if sample.format != "GTiff":
             return _shrunk(files.read(root, sample), side_px) if sample.file_bytes <= files.SMALL_BYTES else None
         with quiet(), files.local(root, sample, scratch) as name, rasterio.open(name) as raster:
             return drawn(raster, side_px, stretch=sample.dtype != "uint8")
-    except Exception:  # as above
+    except Exception as exc:  # as above
+        files.check_machine(exc, root, sample)
         return None
 
 
@@ -290,7 +292,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def reason(exc: BaseException, *folders: Path) -> str:
+def reason(exc: BaseException, *folders: Root) -> str:
     """What an exception says, in a line of at most 200 characters: the same wherever `folders` and the memory lie."""
     if isinstance(exc, UnidentifiedImageError):
         return "not an image of a known format"
@@ -299,5 +301,5 @@ def reason(exc: BaseException, *folders: Path) -> str:
     for folder in folders:
         for spelled in (str(folder.absolute()), str(folder)):
             text = text.replace(f"{spelled}/", "") if len(spelled) > 1 else text
-    text = re.sub(r"/vsisubfile/\d+_\d+,|/?tmp[a-z0-9_]{8}/| at 0x[0-9a-f]+", "", text)
+    text = re.sub(r"/vsisubfile/\d+_\d+,|/vsiriopener_[0-9a-f]{32}/|/?tmp[a-z0-9_]{8}/| at 0x[0-9a-f]+", "", text)
     return text[:200]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,15 +21,16 @@ import pyarrow.parquet as pq
 from . import __version__, card, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
-from .disk import sync
+from .disk import PARTIAL, becoming, close_out, sync
 from .errors import StageError
 from .manifest import Count, Manifest, Shard, SourceLeft
 from .pictures import SCHEMA as PICTURES
 from .pictures import PictureJob
 from .recipe import Recipe
+from .remote import Root, root_of
 from .run import Funnel
 from .sample import digest
-from .stages.shards import PARTIAL, ShardJob, notes_of, partial_path, written
+from .stages.shards import ShardJob, notes_of, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
 NOT_LEFT += ["mask", "mask_bytes"]
@@ -47,9 +47,9 @@ class Story:
     """What a build reads and what happened in it."""
 
     recipe: Recipe
-    out: Path
+    out: Root
     work: Path
-    roots: dict[str, Path]  # where each source lies
+    roots: dict[str, Root]  # where each source lies
     missing: tuple[str, ...]  # sources that are not on disk
     shards_before: set[str] = field(default_factory=set)  # that earlier builds of this recipe left in OUT
     labels: dict[str, str] = field(default_factory=dict)  # digest of the label files by source
@@ -64,17 +64,17 @@ def finish(
     story: Story, chosen: Chosen, decided: Decided, jobs: list[ShardJob], dropped: pa.Table, pictures: list[PictureJob]
 ) -> Manifest:
     """Write the tables, the index and the card, then the manifest; remove what an earlier build left besides."""
-    out, recipe = story.out, story.recipe
+    out, recipe = Out(story.out, story.work), story.recipe
     shards = [written_shard(job) for job in jobs]
     for name in story.shards_before - {s.name for s in shards}:
-        (out / name).unlink(missing_ok=True)
+        (story.out / name).unlink(missing_ok=True)
     members = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
     write_samples(jobs, out, members)
-    put(out, "dropped.parquet", lambda path: write_table(dropped.drop_columns(NOT_LEFT), path))
+    out.put("dropped.parquet", lambda path: write_table(dropped.drop_columns(NOT_LEFT), path))
     notes = write_notes(decided, out)
     small = [pq.read_table(job.path) for job in pictures]
     table = pa.concat_tables(small) if small else PICTURES.empty_table()
-    put(out, "pictures.parquet", lambda path: write_table(table, path))
+    out.put("pictures.parquet", lambda path: write_table(table, path))
     manifest = Manifest(
         name=recipe.name,
         title=recipe.title,
@@ -89,16 +89,35 @@ def finish(
         counts=tuple(counts(story.funnels)),
         files={},
     )
-    put_text(out, "README.md", card.text(manifest, decided.about))
+    out.put_text("README.md", card.text(manifest, decided.about))
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes)
-    manifest = manifest.model_copy(update={"files": {name: sha256(out / name) for name in names}})
-    put_text(out, TIMINGS, timings(story))
-    put_text(out, "manifest.json", manifest.to_json())
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
+    out.put_text(TIMINGS, timings(story))
+    out.put_text("manifest.json", manifest.to_json())
+    close_out(story.out)
     return manifest
 
 
-def shards_before(recipe: Recipe, out: Path, work: Path) -> set[str]:
+@dataclass
+class Out:
+    """Where a build leaves its files, and the sha256 of those it has left."""
+
+    root: Root
+    work: Path
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Write a file aside, and give it its name when it is whole."""
+        with becoming(self.root / name, self.work) as path:
+            write(path)
+            with path.open("rb") as file:
+                self.digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def put_text(self, name: str, text: str) -> None:
+        self.put(name, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def shards_before(recipe: Recipe, out: Root, work: Path) -> set[str]:
     """Names of the shards that earlier builds of this recipe left in OUT, whole or not: nobody else's are ever removed.
 
     StageError if another set lies there.
@@ -123,11 +142,19 @@ def written_shard(job: ShardJob) -> Shard:
     return Shard(**about)
 
 
-def write_samples(jobs: list[ShardJob], out: Path, members: tuple[str, ...]) -> None:
+def write_samples(jobs: list[ShardJob], out: Out, members: tuple[str, ...]) -> None:
     """samples.parquet and index.arrow, row for row in the order of the shards."""
     wanted = index.schema(members)
-    rows, shards = [], []
-    temporary = partial_path(out, "samples.parquet")
+    rows: list[pa.Table] = []
+    shards: list[dict[str, Any]] = []
+    out.put("samples.parquet", lambda path: write_rows(jobs, path, wanted, rows, shards))
+    out.put("index.arrow", lambda path: index.write(pa.concat_tables(rows), path, shards))
+
+
+def write_rows(
+    jobs: list[ShardJob], path: Path, wanted: pa.Schema, rows: list[pa.Table], shards: list[dict[str, Any]]
+) -> None:
+    """Write the records of all shards; `rows` and `shards` get what the index says of them."""
     writer = None
     for n, job in enumerate(jobs):
         table = pq.read_table(job.sidecar)
@@ -138,42 +165,27 @@ def write_samples(jobs: list[ShardJob], out: Path, members: tuple[str, ...]) -> 
         named = table.set_column(table.schema.get_field_index("split"), "split", pa.array([split] * table.num_rows))
         rows.append(named.select(wanted.names).cast(wanted))
         table = table.drop_columns([*NOT_LEFT, *NOT_OF_KEPT])
-        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
     if writer:
         writer.close()
-    sync(temporary)
-    temporary.replace(out / "samples.parquet")
-    put(out, "index.arrow", lambda path: index.write(pa.concat_tables(rows), path, shards))
 
 
-def write_notes(decided: Decided, out: Path) -> list[str]:
+def write_notes(decided: Decided, out: Out) -> list[str]:
     """The certificate, what dedup found, and the duplicates that it only counted; gives the names of the files."""
     notes = {f"{stage}.json": json.dumps(about, indent=1) + "\n" for stage, about in decided.about.items()}
     for name, text in notes.items():
-        put_text(out, name, text)
+        out.put_text(name, text)
     reported = decided.reported
     if reported is not None:
-        put(out, REPORTED, lambda path: write_table(reported.drop_columns(["part", "row"]).sort_by("key"), path))
+        out.put(REPORTED, lambda path: write_table(reported.drop_columns(["part", "row"]).sort_by("key"), path))
     for name in {*NOTES, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
-        (out / name).unlink(missing_ok=True)  # of an earlier build
+        (out.root / name).unlink(missing_ok=True)  # of an earlier build
     return [*notes, *([REPORTED] if reported is not None else [])]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
-
-
-def put(out: Path, name: str, write: Callable[[Path], Any]) -> None:
-    """Write a file aside, and give it its name when it is whole."""
-    temporary = partial_path(out, name)
-    write(temporary)
-    sync(temporary)
-    temporary.replace(out / name)
-
-
-def put_text(out: Path, name: str, text: str) -> None:
-    put(out, name, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def sources_left(story: Story, chosen: Chosen) -> list[SourceLeft]:
@@ -237,12 +249,7 @@ def timings(story: Story) -> str:
     return json.dumps(plain, indent=1) + "\n"
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path], finished: bool) -> None:
+def keep_note(work: Path, name: str, out: Root, paths: Sequence[Path], finished: bool) -> None:
     """Note which files of the work folder a build uses, so that `gc` leaves them: before they are made.
 
     finished: all of them are known. Until then what the last build used is used, too.
@@ -258,7 +265,7 @@ def keep_note(work: Path, name: str, out: Path, paths: Sequence[Path], finished:
     temporary.replace(path)
 
 
-def note_failure(work: Path, name: str, out: Path, error: str) -> None:
+def note_failure(work: Path, name: str, out: Root, error: str) -> None:
     """Note what stopped a build, beside the note of what it uses; "": nothing did."""
     path = note_path(work, name, out).with_suffix(FAILED)
     if error:
@@ -268,11 +275,11 @@ def note_failure(work: Path, name: str, out: Path, error: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def note_path(work: Path, name: str, out: Path) -> Path:
+def note_path(work: Path, name: str, out: Root) -> Path:
     return work / "builds" / f"{name}-{digest(str(out))}.json"
 
 
-def used_by_others(work: Path, name: str, out: Path) -> set[Path]:
+def used_by_others(work: Path, name: str, out: Root) -> set[Path]:
     """What other builds with this work folder use."""
     notes = set((work / "builds").glob("*.json")) - {note_path(work, name, out)}
     return {work / used for note in notes for used in json.loads(note.read_text())["uses"]}
@@ -282,7 +289,8 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data in which no folder of this machine stands."""
     plain: dict[str, Any] = recipe.model_dump(mode="json")
     for source in plain["sources"]:
-        source["path"] = Path(source["path"]).name if Path(source["path"]).is_absolute() else source["path"]
+        where = root_of(source["path"])
+        source["path"] = source["path"] if isinstance(where, Path) and not where.is_absolute() else where.name
     plain["protect"]["lists"] = [Path(path).name for path in plain["protect"]["lists"]]
     for rule in plain["exclude"]["rules"]:
         if "file" in rule:

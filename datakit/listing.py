@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from . import disk, files, run
 from .files import File
 from .manifest import Collection
+from .remote import Root
 from .run import Funnel
 from .sample import SCHEMA, Sample, digest, to_table
 from .sources import folder
@@ -65,7 +66,7 @@ class Listed:
     warnings: list[str]
 
 
-def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
+def find_files(source: Source, root: Root, *not_in: Root) -> list[File]:
     """The files of a collection, but for those that its layout ignores, and for folders of our own in it."""
     ours = {folder.resolve() for folder in not_in}
 
@@ -77,9 +78,9 @@ def find_files(source: Source, root: Path, *not_in: Path) -> list[File]:
 
 def list_source(
     source: Source,
-    root: Path,
+    root: Root,
     work: Path,
-    out: Path,
+    out: Root,
     theirs: Mapping[str, list[Named]] = NOWHERE,
     main: str = "",
     is_main: bool = False,

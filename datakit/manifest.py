@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from .errors import ShardError
+from .remote import Root, root_of
 from .sample import Spec
 from .validate import load_yaml, wrong_fields
 
@@ -314,23 +315,24 @@ class Manifest(Spec):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def load(cls, path: str | Path) -> Manifest:
-        """The manifest of the build at `path`: its folder, or its manifest.json."""
-        path = Path(path)
-        path = path / "manifest.json" if path.is_dir() else path
-        if not path.exists():
-            raise ShardError(f"{path}: no such file. A build that did not finish has none: run `datakit build` again")
+    def load(cls, path: str | Root) -> Manifest:
+        """The manifest of the build at `path`, a path or a URL: its folder, or its manifest.json."""
+        at = root_of(path)
         try:
-            plain = json.loads(path.read_bytes())
+            at = at / "manifest.json" if at.is_dir() else at
+            if not at.exists():
+                todo = "A build that did not finish has none: run `datakit build` again"
+                raise ShardError(f"{at}: no such file. {todo}")
+            plain = json.loads(at.read_bytes())
             found = plain.get("format", "unknown") if isinstance(plain, dict) else "unknown"
             if found != FORMAT:
-                raise ShardError(f"{path}: manifest format {found}; this version reads {FORMAT}. Update datakit")
+                raise ShardError(f"{at}: manifest format {found}; this version reads {FORMAT}. Update datakit")
             return cls.model_validate(plain)
         except OSError as exc:
-            raise ShardError(f"{path}: {exc.strerror}. Let the user that runs this read it") from None
+            raise ShardError(f"{at}: {exc.strerror}. Let the user that runs this read it") from None
         except ValueError as exc:
             wrong = "; ".join(wrong_fields(cls, exc).values()) if isinstance(exc, ValidationError) else str(exc)
-            raise ShardError(f"{path}: not a whole manifest ({wrong}). Build the set again to rewrite it") from None
+            raise ShardError(f"{at}: not a whole manifest ({wrong}). Build the set again to rewrite it") from None
 
 
 def matches(globs: tuple[str, ...], name: str) -> bool:

@@ -26,6 +26,7 @@ from . import files, image
 from .files import File
 from .image import SWAPS_SIDES, WHOLE_PX
 from .manifest import NO_LABEL, MaskSource
+from .remote import Root
 from .sample import Sample
 from .scales import in_reduced, nearest
 
@@ -74,7 +75,7 @@ def png_of(classes: Classes) -> bytes:
 class Masks:
     """The mask of one image, opened when its first tile is asked for; without one, nothing is labelled."""
 
-    def __init__(self, roots: dict[str, Path], sample: Sample, scratch: Path) -> None:
+    def __init__(self, roots: dict[str, Root], sample: Sample, scratch: Path) -> None:
         self.roots, self.image, self.scratch = roots, sample, scratch
         self.size = (sample.image_width, sample.image_height)
         self._lasting = ExitStack()
@@ -116,7 +117,7 @@ class Masks:
             picked[at : at + step] = levels[np.ix_(some - top, columns - left)]
         return picked
 
-    def _opened(self, root: Path, file: File, source: MaskSource) -> Callable[[RasterWindow], Classes]:
+    def _opened(self, root: Root, file: File, source: MaskSource) -> Callable[[RasterWindow], Classes]:
         driver = driver_of(files.head(root, file, 4))  # GDAL may open only what it begins as
         if driver is None:
             raise LabelUnreadable(f"{file.name}: not an image of a known format")
@@ -141,7 +142,7 @@ class Masks:
         whole = image.turned(np.concatenate(bands), orientation)
         return lambda window: whole[window.toslices()]
 
-    def _orientation(self, root: Path, file: File, size: tuple[int, int]) -> int:
+    def _orientation(self, root: Root, file: File, size: tuple[int, int]) -> int:
         """The EXIF orientation that turns the mask to its image as shown. LabelUnreadable if it has another size."""
         turn = self.image.orientation
         stored = self.size[::-1] if turn in SWAPS_SIDES else self.size

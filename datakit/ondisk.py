@@ -7,7 +7,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from .files import File, utf8
 from .manifest import Collection, Layout
+from .remote import Root, facts
 from .sample import Sample
 from .sources import folder
 from .sources.archive import CLOSED
@@ -55,7 +55,7 @@ class OnDisk:
     absent: dict[str, list[str]] = field(default_factory=dict)  # globs of lists that match nothing, by split
 
 
-def find(source: Source, root: Path, *not_in: Path) -> tuple[list[File], dict[str, int]]:
+def find(source: Source, root: Root, *not_in: Root) -> tuple[list[File], dict[str, int]]:
     """The files of a collection as a build lists them, and the bytes of archives that it cannot read in place."""
     ours = {path.resolve() for path in not_in}
 
@@ -65,7 +65,7 @@ def find(source: Source, root: Path, *not_in: Path) -> tuple[list[File], dict[st
     return walk(root, skip)
 
 
-def walk(root: Path, skip: Callable[[str], bool] = lambda path: False) -> tuple[list[File], dict[str, int]]:
+def walk(root: Root, skip: Callable[[str], bool] = lambda path: False) -> tuple[list[File], dict[str, int]]:
     """The files below root, archives read in place, and the bytes of archives that cannot be."""
     closed: dict[str, int] = {}
 
@@ -73,7 +73,7 @@ def walk(root: Path, skip: Callable[[str], bool] = lambda path: False) -> tuple[
         if skip(path):
             return True
         if unpacked_by(path) and (root / path).is_file():
-            closed[path] = (root / path).stat().st_size
+            closed[path] = facts(root / path).size_bytes
         return path in closed
 
     return list(folder.files(root, skip_closed)), closed

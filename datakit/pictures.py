@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from . import disk, image
 from .alone import REASONS, blamed_of
 from .hand import holding, mark_of
+from .remote import Root
 from .sample import Sample, digest, from_table, mix64
 from .staging import StagedFiles
 
@@ -30,7 +31,7 @@ class PictureJob:
     path: Path
     work: Path
     aside: Path
-    roots: dict[str, Path]
+    roots: dict[str, Root]
 
     def only(self, mark: str, aside: Path) -> PictureJob:
         """The picture of one image alone, to be left in `aside`."""
@@ -38,7 +39,7 @@ class PictureJob:
         return replace(self, samples=mine, path=aside / f"{mark}.parquet")
 
 
-def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Path]) -> list[PictureJob]:
+def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Root]) -> list[PictureJob]:
     """A job for each source, stage and reason of a table of dropped records (SCHEMA and `stage`)."""
     kinds = dropped.group_by(["source", "stage", "dropped"]).aggregate([]).to_pylist()
     jobs = []

@@ -13,18 +13,19 @@ from . import collect, disk, files, image, leave, listing, run, staging, trouble
 from .decide import Decided, Decider
 from .engine import Engine, cores
 from .errors import SourceError, StageError
-from .folders import OURS, STEPS, claim, locked, refuse_overlap, writing
+from .folders import OURS, STEPS, claim, locked, places, refuse_overlap, writing
 from .hand import Limits
 from .leave import BEFORE
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
 from .recipe import Recipe
+from .remote import Remote, Root, root_of
 from .run import Done, Funnel, Job
 from .sample import Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
 from .stages.protect import NO_LIST
-from .stages.shards import PARTIAL, ShardJob, note_of, write_shard, written
+from .stages.shards import ShardJob, note_of, write_shard, written
 from .staging import STAGED
 
 Report = Callable[[str], None]
@@ -67,7 +68,7 @@ class Build(leave.Story):
             uses += [job.sidecar for job in jobs] + [note_of(job) for job in jobs] + [job.path for job in pictures]
             leave.keep_note(self.work, self.recipe.name, self.out, uses, finished=True)
             if (self.out / "manifest.json").exists():  # what follows is not whole until there is one again
-                (self.out / "manifest.json").replace(self.out / BEFORE)
+                disk.set_aside(self.out / "manifest.json", self.out / BEFORE, self.work)
             with self.timed("pictures"):
                 for n, opened in enumerate(self.engine.map(draw, waiting), 1):
                     self.counts += Counter(pictures_opened=opened)
@@ -286,8 +287,8 @@ class Build(leave.Story):
 
 def build(
     recipe: Recipe | str | Path,
-    data: str | Path,
-    out: str | Path,
+    data: str | Path | Remote,
+    out: str | Path | Remote,
     work: str | Path | None = None,
     workers: int | None = None,
     allow_missing: bool = False,
@@ -305,34 +306,35 @@ def build(
     processes, as many as there are cores if not given; 0: this process. scheduler: address of a Dask scheduler, whose
     workers are used instead. memory_bytes: for all workers of this machine, most of its memory if not given.
     timeout_s: CPU seconds that one image may take, beside 2 s a megapixel. retry: reasons of drops (`alone.FAILURES`)
-    to try again. Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
+    to try again. data, out and the path of a source may be URLs; where out is one, give work, which all workers see.
+    Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     say = say or (lambda line: None)
-    data, out = Path(data), Path(out).absolute()
-    work = Path(work).absolute() if work else out.with_name(out.name + ".work")
-    roots, missing = find_sources(recipe, data, allow_missing)
-    refuse_overlap(out, work, roots)
-    claim(out, ("manifest.json", PARTIAL), "--out")
+    out, work = places(out, work)
+    with run.explained():
+        roots, missing = find_sources(recipe, root_of(data), allow_missing)
+        refuse_overlap(out, work, roots)
+        claim(out, ("manifest.json", disk.PARTIAL), "--out")
     claim(work, (OURS,), "--work")
-    (out / PARTIAL).mkdir(exist_ok=True)
     (work / OURS).touch()
     workers = cores() if workers is None else workers
     limits = Limits(cpu_s=timeout_s)
     with (
         locked(work, alone=free),
-        writing(out),
+        writing(out, work),
         noted(recipe, out, work),
         run.explained(),
         Engine(workers, scheduler, memory_bytes, work, limits, say) as engine,
     ):
         disk.sweep(work)
+        disk.open_out(out, work)
         before = leave.shards_before(recipe, out, work)
         return Build(recipe, out, work, roots, missing, before, engine=engine, say=say).run(free, retry)
 
 
 @contextmanager
-def noted(recipe: Recipe, out: Path, work: Path) -> Iterator[None]:
+def noted(recipe: Recipe, out: Root, work: Path) -> Iterator[None]:
     """What stops a build is left for `datakit status`."""
     leave.note_failure(work, recipe.name, out, "")
     try:
@@ -343,14 +345,14 @@ def noted(recipe: Recipe, out: Path, work: Path) -> Iterator[None]:
         raise
 
 
-def find_sources(recipe: Recipe, data: Path, allow_missing: bool) -> tuple[dict[str, Path], tuple[str, ...]]:
+def find_sources(recipe: Recipe, data: Root, allow_missing: bool) -> tuple[dict[str, Root], tuple[str, ...]]:
     """Where each source lies, and the names of those that are not on disk; SourceError if that is not allowed."""
     places = {source.name: source.find(data) for source in recipe.sources}
     roots = {name: path for name, path in places.items() if path}
     missing = tuple(sorted(name for name, path in places.items() if not path))
     if missing and (not allow_missing or not roots):
         lines = [
-            f"  {s.name}: {data / s.path}" + (f"  ({s.collection.homepage})" if s.collection.homepage else "")
+            f"  {s.name}: {root_of(s.path, data)}" + (f"  ({s.collection.homepage})" if s.collection.homepage else "")
             for s in recipe.sources
             if s.name in missing
         ]

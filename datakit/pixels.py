@@ -20,6 +20,7 @@ from .image import COLOURS, FORMATS, GRAY, WHOLE_PX, Narrow, orientation_behind,
 from .measure import Collar, Mask, Pixels
 from .narrow import Limits
 from .piece import Piece as Piece
+from .remote import Root
 from .sample import Sample, Window
 from .scales import Reducer
 
@@ -34,7 +35,7 @@ NO_LIMITS = Limits((0.0,) * 3, (1.0,) * 3)
 class Reader:
     """The pixels of an image, once, from top to bottom."""
 
-    root: Path  # of the collection
+    root: Root  # of the collection
     scratch: Path
     narrow: Narrow | None = None
     max_pixels: int = 1 << 28  # of formats without blocks

@@ -22,6 +22,7 @@ from .errors import SourceError
 from .listing import Images, doubt
 from .ondisk import OnDisk, Watch, find, lines, size, unpacked_by
 from .recipe import Recipe
+from .remote import Remote, Root, root_of
 from .run import funnel_of, kept_rows
 from .sample import Part, Sample, Spec, from_table, mix64, to_table
 from .sources.lists import read_lists
@@ -77,7 +78,7 @@ class Expected:
 
 def check(
     recipe: Recipe,
-    data: str | Path,
+    data: str | Path | Remote,
     allow_missing: bool = False,
     most: int = 2000,
     say: Callable[[str], None] = lambda line: None,
@@ -88,7 +89,7 @@ def check(
     set, or if there is no image at all.
     """
     recipe.measured_rules().digest()  # RecipeError if a rule names a file that is not there
-    places = {source.name: source.find(Path(data)) for source in recipe.sources}
+    places = {source.name: source.find(root_of(data)) for source in recipe.sources}
     expected = look(recipe, {name: root for name, root in places.items() if root}, most, say)
     rows: list[tuple[str, ...]] = [("source", "images", "published", "licence", "where", "not taken, by its name")]
     for source in recipe.sources:
@@ -101,7 +102,7 @@ def check(
     if missing:
         yield "not on disk:"
         for source in missing:
-            yield f"  {source.name}: {Path(data) / source.path}  {source.collection.homepage}".rstrip()
+            yield f"  {source.name}: {root_of(source.path, root_of(data))}  {source.collection.homepage}".rstrip()
         yield ""
     empty = [s for s in recipe.sources if s.name in expected and expected[s.name].is_empty]
     for source in empty:
@@ -128,7 +129,7 @@ def may_be_read(expected: dict[str, Expected]) -> None:
 
 
 def look(
-    recipe: Recipe, roots: Mapping[str, Path], most: int, say: Callable[[str], None] = lambda line: None
+    recipe: Recipe, roots: Mapping[str, Root], most: int, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Expected]:
     """What the headers of up to `most` images of each source promise; which ones does not depend on their order.
 
@@ -153,7 +154,7 @@ class Look:
     """A look at sources under way: at the names of all their files, then at the headers of some."""
 
     recipe: Recipe
-    roots: Mapping[str, Path]
+    roots: Mapping[str, Root]
     most: int
     work: Path  # labels lie in it as in the work folder of a build
     expected: dict[str, Expected] = field(default_factory=dict)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
+from .remote import Root, root_of
 from .sample import Window, make_key
 from .signing import Signed, any_images, files_at, sign
 from .stages.cut import Cut, Sign
@@ -40,7 +44,7 @@ class Hit(NamedTuple):
 class Query:
     """A build, loaded to be asked. Loading reads its signatures, 16 B a sample; a question then takes milliseconds."""
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Root) -> None:
         recipe = Manifest.load(out).recipe
         plain = {name: recipe.get(name) or {} for name in ("dedup", "slice", "cut")}
         self.spec = validate(Dedup, plain["dedup"], "manifest.json: dedup")
@@ -49,8 +53,10 @@ class Query:
         gsd_m = plain["slice"].get("gsd_m")
         self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"), gsd_m=gsd_m)
         self.sources = {source["name"]: source["collection"] for source in recipe["sources"]}
-        self.path = (Path(out) if Path(out).is_dir() else Path(out).parent) / "samples.parquet"
+        where = root_of(out)
+        where = (where if where.is_dir() else where.parent) / "samples.parquet"
         try:
+            self.path = self._here(where)
             file = pq.ParquetFile(self.path)
             groups = range(file.num_row_groups)
             self.signatures = {
@@ -58,7 +64,16 @@ class Query:
                 for level, names in LEVELS
             }
         except (OSError, ValueError, KeyError, pa.ArrowException) as exc:
-            raise ShardError(f"{self.path}: {exc}. Build the set again to rewrite it") from None
+            raise ShardError(f"{where}: {exc}. Build the set again to rewrite it") from None
+
+    def _here(self, path: Root) -> Path:
+        """The path itself, or a copy of what lies in a store, which lasts as long as this does."""
+        if isinstance(path, Path):
+            return path
+        folder = Path(tempfile.mkdtemp(prefix="datakit-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+        return folder / path.name
 
     def ask(self, looks: Looks, levels: tuple[str, ...], radius_bits: int | None = None) -> list[Hit]:
         """What one picture looks like, nearest first: images once each, and tiles. looks: of the picture alone."""

@@ -23,6 +23,7 @@ from . import alone
 from .disk import aside, commit, sync
 from .errors import StageError
 from .hand import image_mark
+from .remote import Root
 from .sample import Part, Stage
 
 FUNNEL = b"datakit.funnel"
@@ -43,7 +44,7 @@ class Job:
     source: Path  # the part that it is made from
     path: Path  # the part that it will be
     work: Path
-    roots: dict[str, Path]
+    roots: dict[str, Root]
     retried: frozenset[str] = frozenset()  # reasons of drops that are not taken over from earlier parts
     image: str = ""  # mark of the only image to take; "": all
 

@@ -19,6 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from .remote import Root
+
 KEY_CHARS = 80  # with ".json" and the like it stays below the 100 characters of a ustar name
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|jp2)$", re.IGNORECASE)
 
@@ -51,7 +53,7 @@ class Sample:
     path: str = _column(pa.string(), "")  # file below the collection's folder, or "archive.zip::member"
     # where its bytes are
     file_bytes: int = _column(pa.int64(), 0)
-    stamp: str = _column(pa.string(), "")  # mtime in ns; changes when the file does
+    stamp: str = _column(pa.string(), "")  # mtime in ns, or ETag; changes when the file does
     offset: int = _column(pa.int64(), -1)  # of the member's header in a zip, of its payload in a tar; -1: a plain file
     packed_bytes: int = _column(pa.int64(), 0)
     packing: str = _column(pa.string(), "")  # "" plain file, "tar", "stored", "deflated"
@@ -205,12 +207,12 @@ class Part:
     path: Path  # of the part's records, once it is complete
     aside: Path  # an empty folder on the same disk
     work: Path  # the folder of all parts
-    roots: dict[str, Path]  # where each source lies
+    roots: dict[str, Root]  # where each source lies
     retried: frozenset[str] = frozenset()  # reasons of drops that are looked into again
     counts: Counter[str] = field(default_factory=Counter)
     silent: Counter[tuple[str, str]] = field(default_factory=Counter)  # images that a source's labels lack, by split
 
-    def root(self, sample: Sample) -> Path:
+    def root(self, sample: Sample) -> Root:
         """Where the collection of a sample lies; a source may be told by sub-folder, "name/folder"."""
         return self.roots[sample.source.partition("/")[0]]
 

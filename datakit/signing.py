@@ -22,6 +22,7 @@ from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
 from .recipe import Recipe
+from .remote import Root
 from .run import kept_rows
 from .sample import Part, Sample, Window, from_table, to_table
 from .scales import of_source
@@ -47,7 +48,7 @@ class Job:
     number: int
     records: list[Sample]
     source: Source
-    root: Path
+    root: Root
     slice: Slice
     window: Window | None  # that one of each image, not those of `slice`
     cut: Sign
@@ -80,7 +81,7 @@ def any_images(name: str, about: Collection | None = None) -> Source:
 
 def sign(
     source: Source,
-    root: Path,
+    root: Root,
     found: list[File],
     slice: Slice,
     cut: Sign,
@@ -160,7 +161,7 @@ def files_at(path: Path) -> list[File]:
 
 
 def held_out(
-    folder: Path,
+    folder: Root,
     recipe: Recipe,
     engine: Engine,
     about: Collection | None = None,
@@ -204,7 +205,7 @@ def held_out(
     )
 
 
-def of_split(found: list[File], about: Collection, split: str, folder: Path) -> list[File]:
+def of_split(found: list[File], about: Collection, split: str, folder: Root) -> list[File]:
     """The files found in a folder but for images of other splits; SourceError if nothing there tells the split."""
     told = {name: (*spec.images, *spec.lists) for name, spec in about.splits.items()}
     if not told.get(split):

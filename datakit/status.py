@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .alone import BLAMED
-from .errors import StageError
+from .errors import SourceError, StageError
 from .folders import OURS, STEPS
 from .leave import FAILED
+from .remote import root_of
 from .run import read_done
 from .tables import aligned
 
@@ -58,7 +59,7 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
     ]
     failed = note.with_suffix(FAILED)
     error = failed.read_text() if failed.exists() else ""
-    whole = (Path(about["out"]) / "manifest.json").exists() and all(done == most for done, most in steps.values())
+    whole = _is_whole(about["out"]) and all(done == most for done, most in steps.values())
     state = "failed" if error else "complete" if whole else "running" if busy else "stopped"
     return {
         "recipe": about["recipe"],
@@ -87,6 +88,14 @@ def lines(builds: list[dict[str, Any]]) -> Iterator[str]:
         if build["error"]:
             yield f"  {build['error']}"
         yield ""
+
+
+def _is_whole(out: str) -> bool:
+    """Whether a set is whole, as far as one can tell."""
+    try:
+        return (root_of(out) / "manifest.json").exists()
+    except (OSError, SourceError):  # its store does not answer, or what asks it is not installed
+        return False
 
 
 def _busy(work: Path) -> bool:

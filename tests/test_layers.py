@@ -12,7 +12,8 @@ import datakit
 PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
     "errors call",
-    "sample kernels disk",
+    "remote",
+    "sample kernels disk ranges",
     "buckets validate hand",
     "boxes windows columns measure manifest files index hamming alone",
     "narrow scales piece",
@@ -38,6 +39,7 @@ DOORS = {
     "numba": {"kernels"},
     "imagededup": {"semantic"},
     "webdataset": set(),
+    "fsspec": {"remote"},
 }
 
 

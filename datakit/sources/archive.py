@@ -5,7 +5,6 @@ Zip: APPNOTE 6.3.10 (PKWARE), cited by section. Its directory is a stream: 13 mi
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import shlex
@@ -16,11 +15,12 @@ import zlib
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .. import ranges, remote
 from ..errors import SourceError
 from ..files import PIECE_BYTES, ZIP, File, Parts, part_paths, utf8
+from ..remote import Remote, Root
 
 TAR = re.compile(r"\.tar\Z", re.IGNORECASE)
 CLOSED = {  # what cannot be read in place, by what unpacks it
@@ -59,7 +59,7 @@ def is_archive(name: str) -> bool:
     return any(suffix.search(name) for suffix in (ZIP, TAR, *CLOSED.values()))
 
 
-def members(root: Path, path: str) -> Iterator[File]:
+def members(root: Root, path: str) -> Iterator[File]:
     """The members of the archive at root/path, in its own order, without folders.
 
     The packing of one that cannot be read says why: "unsafe" is a link, a device, or a name that leads out.
@@ -68,6 +68,9 @@ def members(root: Path, path: str) -> Iterator[File]:
         todo = f"Run `{command} {shlex.quote(utf8(posixpath.basename(path)))}` in its folder, then move it away"
         raise SourceError(f"{utf8(path)}: cannot be read in place. {todo} Or name it in the layout's `ignore`")
     try:
+        where = root / path
+        if isinstance(where, Remote) and not where.gives_parts():
+            raise SourceError(f"{where}: {remote.WHOLE_ONLY}")
         yield from (_tar if TAR.search(path) else _zip)(root, path)
     except OSError as exc:
         raise SourceError(f"{utf8(path)}: {exc.strerror}") from None
@@ -86,7 +89,7 @@ def _named(archive: str, member: str) -> tuple[str, str, bool]:
     return utf8(posixpath.join(posixpath.dirname(archive), *steps) if inside else path), path, inside
 
 
-def _zip(root: Path, path: str) -> Iterator[File]:
+def _zip(root: Root, path: str) -> Iterator[File]:
     with closing(Parts(part_paths(root / path))) as archive:
         directory = _directory(archive, path)
         for entry, member in _entries(archive, directory, path):
@@ -216,13 +219,12 @@ def _end(archive: Parts, path: str) -> tuple[int, Directory]:
     return at, plain._replace(disk=last)
 
 
-def _tar(root: Path, path: str) -> Iterator[File]:
-    with (root / path).open("rb") as stream:
-        facts = os.fstat(stream.fileno())
-        stamp, end = str(facts.st_mtime_ns), 0
+def _tar(root: Root, path: str) -> Iterator[File]:
+    with ranges.opened(root / path) as (stream, (size_bytes, stamp)):
+        end = 0
         for info, end in _tar_headers(stream):  # noqa: B007
             name, where, inside = _named(path, info.name)
-            whole = info.offset_data + info.size <= facts.st_size
+            whole = info.offset_data + info.size <= size_bytes
             packing = "sparse" if info.issparse() else "tar" if whole else "truncated"
             packing = packing if inside and info.isreg() else "unsafe"
             if not info.isdir():

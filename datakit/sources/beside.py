@@ -16,13 +16,13 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from .. import files
 from ..files import File
 from ..image import SWAPS_SIDES, Header
+from ..remote import Root
 from ..sample import Sample
 from . import geotiff
 
@@ -83,7 +83,7 @@ def those_of(images: Iterable[Sample], found: Mapping[str, File]) -> list[File]:
 class SideCars:
     """What side-cars say of images; one that cannot be read, or says nonsense, is counted and says nothing."""
 
-    def __init__(self, root: Path, found: Mapping[str, File], counts: Counter[str]) -> None:
+    def __init__(self, root: Root, found: Mapping[str, File], counts: Counter[str]) -> None:
         """found: as `by_name` gives them; counts: where `side_cars_unreadable` is counted."""
         self._root, self._files, self._counts = root, found, counts
 

@@ -22,12 +22,14 @@ KNOWN_BANDS = frozenset(VISIBLE | INFRARED | RED_EDGES | RADAR)
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def header(name: str, expected: tuple[str, ...], driver: str = "GTiff") -> tuple[Header, dict[str, Any]]:
+def header(
+    name: str, expected: tuple[str, ...], driver: str = "GTiff", opener: Any = None
+) -> tuple[Header, dict[str, Any]]:
     """Header facts, and place (fields of `Sample`), of the TIFF, or what `driver` reads, that GDAL calls `name`.
 
-    expected: band names that the manifest gives.
+    expected: band names that the manifest gives. opener: what opens the name, if GDAL itself does not.
     """
-    with rasterio.open(name, driver=driver) as raster:
+    with rasterio.open(name, driver=driver, opener=opener) as raster:
         interpretation = [c.name for c in raster.colorinterp]
         alpha = "alpha" in interpretation
         bands = band_names(raster, interpretation, expected)

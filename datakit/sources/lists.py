@@ -11,11 +11,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from ..errors import SourceError
 from ..files import BadFile, File, read
 from ..manifest import Split, matches
+from ..remote import Root
 from ..rules import is_evaluation
 from ..sample import IMAGE_SUFFIX
 
@@ -69,7 +69,7 @@ def _ends(name: str) -> list[str]:
     return ["/".join(steps[n:]) for n in range(len(steps))]
 
 
-def read_lists(splits: Mapping[str, Split], found: Iterable[File], root: Path) -> Lists:
+def read_lists(splits: Mapping[str, Split], found: Iterable[File], root: Root) -> Lists:
     """The lists of a collection's splits among its files; SourceError for one that cannot be read.
 
     root: the folder that paths of files are relative to.
@@ -82,7 +82,7 @@ def read_lists(splits: Mapping[str, Split], found: Iterable[File], root: Path) -
     return Lists((split, line) for split, file in by_split for line in _lines(root, file))
 
 
-def _lines(root: Path, file: File) -> Iterator[str]:
+def _lines(root: Root, file: File) -> Iterator[str]:
     todo = "It tells a split: mend it, or take it out of the manifest"
     try:
         text = read(root, file).decode("utf-8-sig")

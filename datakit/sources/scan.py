@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from .. import boxes, files, image, place
 from ..errors import SourceError
 from ..hand import holding
 from ..manifest import Collection, Split
+from ..remote import Root, root_of
 from ..sample import Part, Sample, Spec, Window, digest, from_table, key_id, make_key, to_table
 from . import beside, geotiff
 from .joined import Named, Reader, SameNames, joined, same_names, stem_of
@@ -34,7 +36,7 @@ class Source(Spec):
     """A collection that a recipe reads, and where it lies."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,23}$", description="begins every key")
-    path: str = Field(description="folder or archive, below the data folder unless absolute")
+    path: str = Field(description="folder or archive, below the data folder unless it is absolute, or a URL")
     collection: Collection
     subfolder: int = Field(0, ge=0, description="take the n-th folder of a name as its source; 0: one source")
 
@@ -54,10 +56,15 @@ class Source(Spec):
         folders = name.split("/")[:-1]
         return f"{self.name}/{folders[self.subfolder - 1]}" if 0 < self.subfolder <= len(folders) else self.name
 
-    def find(self, data: Path) -> Path | None:
-        """Where the source lies: its folder, or an archive of that name; None if it is not on disk."""
-        places = [data / self.path, *(data / f"{self.path}{suffix}" for suffix in (".zip", ".tar"))]
-        return next((p for p in places if p.exists()), None)
+    def find(self, data: Root) -> Root | None:
+        """Where the source lies: its folder, or an archive of that name; None if it is not there."""
+        for where in (root_of(f"{self.path}{suffix}", data) for suffix in ("", ".zip", ".tar")):
+            try:
+                if where.exists():
+                    return where
+            except OSError as exc:
+                raise SourceError(f"{where}: {exc.strerror}") from None
+        return None
 
 
 def same_as(source: Source, found: list[files.File], theirs: Mapping[str, Sequence[Named]]) -> dict[str, str]:
@@ -168,7 +175,7 @@ class Scan(Labels):
                     out.append(self._one(sample, root, part, readers, sides))
         return to_table(out)
 
-    def _one(self, sample: Sample, root: Path, part: Part, readers: list[Reader], sides: beside.SideCars) -> Sample:
+    def _one(self, sample: Sample, root: Root, part: Part, readers: list[Reader], sides: beside.SideCars) -> Sample:
         try:
             header, where = read_header(root, sample, part.aside, self.source.collection.bands)
         except Exception as exc:  # a reader may raise anything on a broken file; whatever it is, it has a name
@@ -219,7 +226,7 @@ def ground(
 
 
 def read_header(
-    root: Path, file: Sample, scratch: Path, expected: tuple[str, ...]
+    root: Root, file: Sample, scratch: Path, expected: tuple[str, ...]
 ) -> tuple[image.Header, dict[str, Any]]:
     """Header facts and place of an image, by what its first bytes are, whatever its name says."""
     if file.file_bytes == 0 and file.packing in ("", "tar", *files.READABLE):
@@ -231,8 +238,8 @@ def read_header(
             return geotiff.header(name, expected, geotiff.OTHERS[head[:4]])
     content = files.read(root, file) if in_memory else b""
     if head[:4] in geotiff.MAGIC:
-        with files.local(root, file, scratch) as name:
-            header, where = geotiff.header(name, expected)
+        with files.glance(root, file, scratch) as (name, opener):
+            header, where = geotiff.header(name, expected, opener=opener)
         if not where["crs"] and not where["transform"]:  # a place is of the pixels as stored
             with stream_of(root, file, content) as stream:
                 header = image.as_shown(header, image.tiff_orientation(stream))
@@ -244,9 +251,9 @@ def read_header(
     return header, {}
 
 
-def stream_of(root: Path, file: Sample, content: bytes) -> BinaryIO:
+def stream_of(root: Root, file: Sample, content: bytes) -> AbstractContextManager[BinaryIO]:
     """A file to look into: what was read of a member, or the plain file itself."""
-    return io.BytesIO(content) if file.packing else files.on_disk(root, file.path).open("rb")
+    return io.BytesIO(content) if file.packing else files.stream(root, file)
 
 
 LABEL_SCHEMA = pa.schema([pa.field(f.name, pa.string() if f.type == "str" else pa.int64()) for f in fields(files.File)])
@@ -297,12 +304,12 @@ def side_index(path: Path) -> dict[str, files.File]:
 
 
 @lru_cache(maxsize=4)
-def lists_at(path: Path, root: Path, *splits: tuple[str, Split]) -> Lists:
+def lists_at(path: Path, root: Root, *splits: tuple[str, Split]) -> Lists:
     """The lists of splits among the label files of the table at `path`."""
     return read_lists(dict(splits), label_index(path).values(), root)
 
 
-def label_bytes(root: Path, index: dict[str, files.File], name: str) -> bytes | None:
+def label_bytes(root: Root, index: dict[str, files.File], name: str) -> bytes | None:
     """What a label file holds; None where there is none."""
     file = index.get(name)
     try:

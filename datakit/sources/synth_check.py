@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..manifest import Manifest
+from ..ranges import opened
+from ..remote import Root
 from ..sample import make_key
 
 TILE_PX = 512
@@ -34,7 +36,7 @@ class _Record:
     lost_to: str = ""
 
 
-def check(out: Path, folder: Path) -> list[str]:
+def check(out: Root, folder: Path) -> list[str]:
     """What is wrong with the build at `out` of the collection that `make` wrote to `folder`; empty: nothing."""
     recipe = Manifest.load(out).recipe
     truth = {_key(t): t for t in json.loads((folder / "truth.json").read_text())["files"]}
@@ -50,7 +52,7 @@ def check(out: Path, folder: Path) -> list[str]:
     return wrong
 
 
-def not_covered(out: Path, folder: Path) -> list[str]:
+def not_covered(out: Root, folder: Path) -> list[str]:
     """Planted crops that are still in the set: no signature of a whole picture sees them."""
     truth = json.loads((folder / "truth.json").read_text())["files"]
     records = _records(out)
@@ -58,11 +60,13 @@ def not_covered(out: Path, folder: Path) -> list[str]:
     return sorted(_say(key) for key in crops if any(not r.dropped for r in records.get(key, ())))
 
 
-def _records(out: Path) -> dict[Key, list[_Record]]:
+def _records(out: Root) -> dict[Key, list[_Record]]:
     """Kept and dropped records by image."""
     found: dict[Key, list[_Record]] = defaultdict(list)
     for name, more in (("samples.parquet", []), ("dropped.parquet", ["dropped", "lost_to"])):
-        for row in pq.read_table(out / name, columns=COLUMNS + more).to_pylist():
+        with opened(out / name) as (stream, _):
+            table = pq.read_table(stream, columns=COLUMNS + more)
+        for row in table.to_pylist():
             dropped = (row["dropped"] or "no reason given") if more else ""
             window = tuple(row["window"]) if row["window"] else None
             size = (row["width"], row["height"])

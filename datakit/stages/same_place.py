@@ -28,6 +28,7 @@ from ..ground import Ints, Overlaps
 from ..image import Narrow
 from ..measure import Mask
 from ..pixels import Piece, Reader, levels_of
+from ..remote import Root
 from ..sample import Sample, Spec, Window, digest
 
 FILE = ("source", "path", "file_bytes", "stamp", "offset")
@@ -87,7 +88,7 @@ class Pair:
 class How:
     """How tiles are read and compared."""
 
-    roots: dict[str, Path]
+    roots: dict[str, Root]
     work: Path
     tolerance_levels: int
     narrow: Narrow | None
@@ -114,7 +115,7 @@ class Compared:
 def covered(
     spec: SamePlace,
     tiles: pa.Table,
-    roots: dict[str, Path],
+    roots: dict[str, Root],
     work: Path,
     map: Callable[[Callable[[Task], Compared], Iterable[Task]], Iterator[Compared]],
     counts: Counter[str],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import tarfile
 import uuid
 from dataclasses import dataclass
@@ -19,14 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..disk import becoming
 from ..errors import StageError
 from ..manifest import MaskSource
+from ..remote import Root, facts
 from ..sample import Sample, Spec, digest, from_table, mix64
 from ..staging import StagedFiles
 
 BLOCK = 512  # bytes of a tar header, and what a payload is padded to
 END = b"\0" * (2 * BLOCK)
-PARTIAL = ".partial"  # folder in OUT of what is being written
 SHARD = b"datakit.shard"
 SEG, TXT = "seg.png", "txt"  # members: the mask, the captions
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -105,7 +104,7 @@ class ShardJob:
     changes: pa.Table  # `id` and fields of some of them that differ from the records
     reach: dict[str, int]  # the last byte of each staging file that it needs
     sidecar: Path  # where the shard's records go: in the work folder
-    out: Path
+    out: Root
     work: Path
 
 
@@ -121,22 +120,24 @@ def note_of(job: ShardJob) -> Path:
     return notes_of(job.work, job.out) / f"{job.name}.json"
 
 
-def notes_of(work: Path, out: Path) -> Path:
+def notes_of(work: Path, out: Root) -> Path:
     return work / "written" / digest(str(out))
 
 
 def seen(job: ShardJob) -> list[Any]:
     """What tells one tar at this name from another without reading it."""
-    facts = (job.out / job.name).stat()
-    return [job.sidecar.name, facts.st_size, facts.st_mtime_ns]
+    return [job.sidecar.name, *facts(job.out / job.name)]
 
 
 def written(job: ShardJob) -> dict[str, Any] | None:
     """What is known of a shard that is there, or None if it has yet to be written."""
     note = note_of(job)
-    if not job.sidecar.exists() or not note.exists() or not (job.out / job.name).exists():
+    if not job.sidecar.exists() or not note.exists():
         return None
-    if note.read_text() != json.dumps(seen(job)):
+    try:
+        if note.read_text() != json.dumps(seen(job)):
+            return None
+    except FileNotFoundError:
         return None
     about: dict[str, Any] = json.loads(pq.read_schema(job.sidecar).metadata[SHARD])
     return about
@@ -145,10 +146,15 @@ def written(job: ShardJob) -> dict[str, Any] | None:
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = changed(job.rows.read(), job.changes)
-    temporary = partial_path(job.out, job.name)
     hasher = hashlib.sha256()
     places = []
-    with StagedFiles(job.work) as staged, temporary.open("wb") as file:
+    note = note_of(job)
+    note.unlink(missing_ok=True)
+    with (
+        becoming(job.out / job.name, job.work) as temporary,
+        StagedFiles(job.work) as staged,
+        temporary.open("wb") as file,
+    ):
         offset = 0
         for sample in from_table(table):
             row = []
@@ -162,11 +168,6 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
             places.append(row)
         file.write(END)
         hasher.update(END)
-        file.flush()
-        os.fsync(file.fileno())
-    note = note_of(job)
-    note.unlink(missing_ok=True)
-    temporary.replace(job.out / job.name)
     about = {
         "name": job.name,
         "split": job.split,
@@ -209,13 +210,6 @@ def changed(table: pa.Table, changes: pa.Table) -> pa.Table:
             n = table.schema.get_field_index(field.name)
             table = table.set_column(n, table.schema.field(n), pa.array(values, field.type))
     return table
-
-
-def partial_path(out: Path, name: str) -> Path:
-    """A name for a file of OUT that is being written, no two alike."""
-    folder = out / PARTIAL
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
 
 
 def member(name: str, data: bytes) -> bytes:
