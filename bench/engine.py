@@ -230,7 +230,8 @@ def worker(folder: Path, images: int) -> None:
         path = work / "cut" / f"made-{n}_0-y.parquet"
         run.make_part(run.Job(cut, source, path, work, {"made": files}))
         path.unlink()
-        path.with_suffix(".staged").unlink()
+        for staged in path.parent.glob("*.staged"):
+            staged.unlink()
         seen.append(megabytes(os.getpid()))
     tenth = len(seen) // 10
     early, late = statistics.median(seen[tenth : 2 * tenth]), statistics.median(seen[-tenth:])

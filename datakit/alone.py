@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -31,7 +32,7 @@ FAILURES = ("unreadable", "label_unreadable", *REASONS)  # drops that say nothin
 TRIES = 2  # alone, in a fresh process, before an image is blamed
 KILLS = 5  # from outside, in a row, before we give up
 POLL_S = 0.02
-OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what no reader does to itself
+FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
 TIMERS = {signal.SIGPROF, signal.SIGALRM}
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 R = TypeVar("R")
@@ -125,9 +126,12 @@ def look_into(task: Callable[[Any], Any], limits: Limits, item: Any, image: InHa
 
 def in_fresh_process(task: Callable[[Any], R], item: Any, limits: Limits) -> R:
     """task(item) in a new process; Blame or FromOutside if that dies, else what the task raises."""
-    with disk.aside(item.work) as aside:
+    with disk.aside(item.work) as aside, (aside / "said").open("w+b") as said:
         (aside / "task").write_bytes(pickle.dumps((task, item, limits)))
-        child = subprocess.Popen([sys.executable, "-m", __name__, str(aside)], stdin=subprocess.DEVNULL)
+        paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        command = [sys.executable, "-P", "-m", __name__, str(aside)]  # -P: a psutil.py of the user's is not ours
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said, env=environment)
         try:
             ate = watch(child, limits.memory_bytes)
         finally:
@@ -135,9 +139,14 @@ def in_fresh_process(task: Callable[[Any], R], item: Any, limits: Limits) -> R:
                 child.kill()
                 child.wait()
         answer = aside / "answer"
-        if not answer.exists():
+        if answer.exists():
+            done, value = pickle.loads(answer.read_bytes())  # written by the process that we started
+        else:
+            if child.returncode > 0 and not any(hand.left(item.path, item.work).values()):
+                said.seek(0)
+                last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise StageError(f"{item.path.stem}: a process of its own ended with status {child.returncode}: {last}")
             raise why(child.returncode, ate)
-        done, value = pickle.loads(answer.read_bytes())  # written by the process that we started
     if done:
         return value  # type: ignore[no-any-return]
     raise value
@@ -163,12 +172,10 @@ def why(status: int, ate_bytes: int) -> Exception:
         return Blame(OUT_OF_MEMORY, f"had {ate_bytes / 1e6:,.0f} MB, alone in a process")
     if status >= 0:
         return Blame(KILLS_READER, f"its process ended with status {status}")
-    ended_by = signal.Signals(-status)
-    if ended_by in OUTSIDE:
-        return FromOutside(ended_by.name)
-    if ended_by in TIMERS:
-        return Blame(TIMED_OUT, f"not read in time ({ended_by.name})")
-    return Blame(KILLS_READER, f"its process died of {ended_by.name}")
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    if -status in TIMERS:
+        return Blame(TIMED_OUT, f"not read in time ({name})")
+    return Blame(KILLS_READER, f"its process died of {name}") if -status in FAULTS else FromOutside(name)
 
 
 def write_down(item: Item, image: InHand, blame: Blame) -> None:
@@ -193,6 +200,15 @@ def _folder(part: Path, work: Path) -> Path:
     return work / BLAMED / part.parent.relative_to(work)
 
 
+def portable(exc: Exception) -> Exception:
+    """An error that can be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(exc))
+    except Exception:
+        return StageError(f"{type(exc).__name__}: {exc}")
+    return exc
+
+
 def main(folder: Path) -> None:
     """The fresh process: does what the file `task` says and leaves an `answer`."""
     if sys.platform == "linux":
@@ -203,7 +219,7 @@ def main(folder: Path) -> None:
         with hand.working(item.path, item.work, limits):
             answer = True, task(item)
     except Exception as exc:
-        answer = False, exc
+        answer = False, portable(exc)
     (folder / "answer.part").write_bytes(pickle.dumps(answer))
     (folder / "answer.part").replace(folder / "answer")
 

@@ -96,7 +96,7 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
         "--memory", type=size, default=0, metavar="SIZE", help="for all workers here: 16GB (default: most there is)"
     )
     verb.add_argument(
-        "--timeout", type=whole(1), default=120, metavar="S", help="CPU seconds for an image, and 2 a megapixel"
+        "--timeout", type=whole(30), default=120, metavar="S", help="CPU seconds for an image, and 2 a megapixel"
     )
     verb.add_argument(
         "--retry",

@@ -5,6 +5,7 @@ A file of OUT gets its name by a rename on a disk, by one put in a store.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -24,12 +25,18 @@ PARTIAL = ".partial"  # folder in OUT of what is being written, while a build go
 ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
 
 
-def commit(table: pa.Table, path: Path, folder: Path) -> None:
-    """Write a table in `folder`, on the same disk, and give it its name when it is whole."""
+def commit(table: pa.Table, path: Path, folder: Path, once: bool = False) -> None:
+    """Write a table in `folder`, on the same disk, and give it its name when it is whole.
+
+    once: where the name is taken already, what has it stays.
+    """
     temporary = folder / path.name
     pq.write_table(table, temporary, compression="zstd", use_dictionary=False, row_group_size=ROW_GROUP)
     sync(temporary)
-    temporary.replace(path)
+    if once:
+        link(temporary, path)
+    else:
+        temporary.replace(path)
     sync(path.parent)
 
 
@@ -93,6 +100,25 @@ def close_out(out: Root) -> None:
         (out / PARTIAL / path).unlink(missing_ok=True)
 
 
+def link(temporary: Path, path: Path) -> None:
+    """Give a file a name that it alone may take; nothing happens where another file has it."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if not path.exists():  # a disk that knows no links
+            temporary.replace(path)
+
+
+def here() -> str:
+    """This machine, and which of its process ids we see: containers may share a name."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}~{space.stat().st_ino}" if space.exists() else socket.gethostname()
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -107,7 +133,7 @@ def aside(work: Path) -> Iterator[Path]:
     """A folder of one's own below work/tmp, gone afterwards."""
     tmp = work / "tmp"
     tmp.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=tmp))
+    folder = Path(tempfile.mkdtemp(prefix=f"{here()}-{os.getpid()}-", dir=tmp))
     try:
         yield folder
     finally:
@@ -116,7 +142,7 @@ def aside(work: Path) -> Iterator[Path]:
 
 def sweep(work: Path) -> None:
     """Remove what processes of this machine that are no more left aside."""
-    ours = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)-[^-]*")
+    ours = re.compile(rf"{re.escape(here())}-(\d+)-[^-]*")
     for folder in (work / "tmp").iterdir() if (work / "tmp").exists() else ():
         found = ours.fullmatch(folder.name)
         if found and not alive(int(found[1])):

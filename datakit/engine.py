@@ -5,6 +5,7 @@ A bounded number of tasks is in flight, so that the scheduler's memory does not 
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import queue
@@ -31,7 +32,8 @@ MOST_DEATHS = 3  # that Dask may report of one task before we give up; it has tr
 WAIT_S = 5.0  # between two looks at the cluster while no task ends
 LOST_S = 20.0  # without a scheduler
 CONNECT_S = 15.0
-JOIN_S = 60.0  # for the first worker to join
+SAY_S = 30.0  # between two lines that say that we wait
+START = "Start it again, then run the same command: it goes on where it was"
 SHARE = 0.8  # of the machine's memory, where no cap is given
 LEAST_BYTES = 512_000_000  # of a worker: the libraries have 300 MB, staged tiles 64 MB, the rest is for pixels
 CACHE_SHARE = 20  # GDAL's block cache has one part in so many of a worker's memory
@@ -51,7 +53,7 @@ class Guarded:
         has_bytes = self.check()
         if not hasattr(item, "only"):
             return self.task(item)
-        limits = replace(self.limits, memory_bytes=self.limits.memory_bytes or has_bytes)
+        limits = self.limits if self.limits.memory_bytes else replace(self.limits, memory_bytes=has_bytes)
         return alone.safely(self.task, limits, item)
 
     def check(self) -> int:
@@ -71,6 +73,11 @@ class Guarded:
         if worker.state.nthreads != 1:
             raise StageError(f"the worker on {where} has {worker.state.nthreads} threads: start it with --nthreads 1")
         has_bytes = int(worker.memory_manager.memory_limit or 0)
+        if 0 < has_bytes < LEAST_BYTES:
+            has = f"{has_bytes / 1e6:,.0f} MB"
+            raise StageError(
+                f"the worker on {where} may have {has}: give it --memory-limit {LEAST_BYTES // 10**6}MB or more"
+            )
         if has_bytes:
             os.environ.setdefault("GDAL_CACHEMAX", str(max(has_bytes // CACHE_SHARE // 1_000_000, 1)))
         return has_bytes
@@ -101,10 +108,11 @@ class Engine:
     _lasting: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __post_init__(self) -> None:
-        if self.memory_bytes and self.workers and not self.scheduler and self.share_bytes < LEAST_BYTES:
+        if self.memory_bytes and not self.scheduler and self.share_bytes < LEAST_BYTES:
+            given, most = f"{self.memory_bytes / 1e6:,.0f} MB", max(self.memory_bytes // LEAST_BYTES, 1)
             raise StageError(
-                f"{self.memory_bytes / 1e6:,.0f} MB for {self.workers} workers: each needs {LEAST_BYTES / 1e6:,.0f}. "
-                f"Give more --memory, or --workers {max(self.memory_bytes // LEAST_BYTES, 1)}"
+                f"{given} for {max(self.workers, 1)} workers: each needs {LEAST_BYTES / 1e6:,.0f} MB. "
+                f"Give more --memory, or --workers {most}"
             )
 
     @property
@@ -161,12 +169,12 @@ class Engine:
     def _guarded(self, task: Callable[[Any], Any]) -> Guarded:
         if self._token is None and self.work is not None:
             self._token = self._lasting.enter_context(aside(self.work))
-        limits = replace(self.limits, memory_bytes=self.memory_bytes)
+        limits = replace(self.limits, memory_bytes=0 if self.scheduler else self.memory_bytes)
         return Guarded(task, limits, self._token, versions())
 
     def _room(self) -> int:
-        workers = len(self._client.nthreads()) if self.scheduler else self.workers
-        return IN_FLIGHT * max(workers, 1)
+        count = len(workers_of(self._client)) if self.scheduler else self.workers
+        return IN_FLIGHT * max(count, 1)
 
     def _look(self) -> None:
         """Nothing has ended for a while: is anybody there?"""
@@ -175,16 +183,16 @@ class Engine:
             if time.monotonic() - since > LOST_S:
                 raise StageError(self._lost())
             time.sleep(0.1)
-        if self.scheduler and not self._client.nthreads():
+        if self.scheduler and not workers_of(self._client):
             self.say(f"no worker is left at {self.scheduler}: waiting for one to join")
 
     def _lost(self) -> str:
         where = self.scheduler or "of this machine"
-        return f"the Dask scheduler {where} is gone. Start it again, then run the same command: it goes on where it was"
+        return f"the Dask scheduler {where} is gone. {START}"
 
     def _start(self) -> Any:
         if self._client is None:
-            self._client = join(self.scheduler) if self.scheduler else self._local()
+            self._client = join(self.scheduler, self.say) if self.scheduler else self._local()
         return self._client
 
     def _local(self) -> Any:
@@ -244,9 +252,13 @@ class Flight:
         _, item, deaths = self.items.pop(future.key)
         try:
             result = future.result()
+        except RuntimeError as exc:
+            if "deserialization" not in str(exc):
+                raise
+            raise StageError("the Dask scheduler cannot read our tasks: install datakit there, too") from exc
         except KilledWorker as exc:
             if deaths == MOST_DEATHS:
-                what = getattr(item, "path", item)
+                what = getattr(item, "path", type(item).__name__)
                 raise StageError(
                     f"workers died again and again on {what}: too little memory? Give --memory, or fewer --workers"
                 ) from exc
@@ -255,31 +267,43 @@ class Flight:
         yield result
 
     def cancel(self) -> None:
-        """Give up what is still with the workers."""
-        if self.items and self.client.status == "running":
-            self.client.cancel([future for future, _, _ in self.items.values()])
+        """Give up what is still with the workers, without waiting for anybody."""
+        for future, _, _ in self.items.values():
+            future.release()
         self.items.clear()
 
 
-def join(scheduler: str) -> Any:
-    """A client of a scheduler that has a worker at least."""
+def join(scheduler: str, say: Callable[[str], None]) -> Any:
+    """A client of a scheduler that has a worker at least; waits for the first one to join."""
     import logging
 
     from distributed import Client
 
     for name in ("distributed.client", "distributed.core", "distributed.comm"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by our own errors
-    begin = time.monotonic()
+    said = -math.inf
     try:
         client = Client(scheduler, timeout=CONNECT_S)
-        while client.status == "running" and time.monotonic() - begin < JOIN_S:
-            if client.nthreads():
+        while client.status == "running":
+            if workers_of(client):
                 return client
-            time.sleep(0.1)
-        why = "no worker has joined it" if client.status == "running" else "it has gone"
+            if time.monotonic() - said > SAY_S:
+                say(f"no worker has joined {scheduler} yet: waiting for one")
+                said = time.monotonic()
+            time.sleep(0.2)
+        why = "it has gone"
     except (OSError, ValueError, CancelledError) as exc:  # distributed's own errors are OSErrors
         why = str(exc).strip().partition("\n")[0] or type(exc).__name__
-    raise StageError(f"{scheduler}: no Dask scheduler with a worker answers there: {why}")
+    raise StageError(f"{scheduler}: no Dask scheduler answers there: {why}")
+
+
+def workers_of(client: Any) -> dict[str, int]:
+    """Threads by worker; StageError where the scheduler does not say."""
+    try:
+        found: dict[str, int] = client.sync(client.scheduler.ncores, callback_timeout=LOST_S)
+    except (OSError, TimeoutError, CancelledError) as exc:
+        raise StageError(f"the Dask scheduler does not answer. {START} ({type(exc).__name__})") from exc
+    return found
 
 
 def machine_bytes() -> int:

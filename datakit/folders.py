@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from . import files
 from .errors import SourceError, StageError
 from .remote import UNLISTED, Remote, Root, root_of
 from .sample import digest
-from .staging import STAGED
+from .staging import files_of
 
 OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
@@ -61,9 +62,14 @@ def claim(folder: Root, signs: tuple[str, ...], option: str) -> None:
 def locked(work: Path, alone: bool = False) -> Iterator[None]:
     """Builds may share a work folder; `gc` and --free need it alone. StageError where that cannot be."""
     with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError:
+        for patience in range(10, -1, -1):
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if patience:  # `datakit status` holds it for a moment
+                    time.sleep(0.05)
+                    continue
             busy = "a build is" if alone else "`datakit gc`, or a build with --free, is"
             raise StageError(f"{busy} running in {work}: wait until it ends") from None
         yield
@@ -112,7 +118,7 @@ def gc(work: str | Path) -> dict[str, int]:
                 used |= {work / name for name in about["uses"]}
             else:
                 note.unlink()
-        used |= {path.with_suffix(STAGED) for path in used}
+        used |= {staged for path in used for staged in files_of(path)}
         used |= {names for path in used for names in path.parent.glob("*.names.parquet")}
         freed = {"files": 0, "bytes": 0}
         for kind in KINDS:

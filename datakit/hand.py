@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from .disk import here
 from .sample import Sample, digest
 
 HANDS = "hands"  # folder below WORK
@@ -94,7 +94,7 @@ def working(part: Path, work: Path, limits: Limits | None = None) -> Iterator[No
     """
     global _hand
     (work / HANDS).mkdir(exist_ok=True)
-    before, mine = _hand, _Hand(work / HANDS / f"{part.stem}@{socket.gethostname()}@{os.getpid()}", limits)
+    before, mine = _hand, _Hand(work / HANDS / f"{part.stem}@{here()}@{os.getpid()}", limits)
     _hand = mine
     try:
         yield

@@ -256,11 +256,12 @@ def keep_note(work: Path, name: str, out: Root, paths: Sequence[Path], finished:
     """
     (work / "builds").mkdir(exist_ok=True)
     path = note_path(work, name, out)
-    uses = {str(p.relative_to(work)) for p in paths}
+    now = sorted({str(p.relative_to(work)) for p in paths})
+    uses = set(now)
     if not finished and path.exists():
         uses |= set(json.loads(path.read_text())["uses"])
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"recipe": name, "out": str(out), "uses": sorted(uses)}))
+    temporary.write_text(json.dumps({"recipe": name, "out": str(out), "uses": sorted(uses), "now": now}))
     sync(temporary)
     temporary.replace(path)
 

@@ -26,7 +26,6 @@ from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
 from .stages.protect import NO_LIST
 from .stages.shards import ShardJob, note_of, write_shard, written
-from .staging import STAGED
 
 Report = Callable[[str], None]
 
@@ -37,6 +36,7 @@ class Build(leave.Story):
 
     engine: Engine = field(default_factory=lambda: Engine(0))
     say: Report = print
+    read_parts: list[Path] = field(default_factory=list)  # of `scan` and `cut`, where images are opened
     clock: dict[str, tuple[float, float]] = field(default_factory=dict)  # when a step began, and last said something
 
     def run(self, free: bool, retry: Sequence[str] = ()) -> Manifest:
@@ -53,7 +53,7 @@ class Build(leave.Story):
             self.step(step, parts[before], parts[step])
             self.check_chain(before, step)
         if not +self.funnels["measured"].made:
-            raise StageError(nothing_left(self.funnels))
+            raise StageError(trouble.nothing_left(self.funnels))
         decided = self.decide(parts["measured"])
         uses += decided.paths
         chosen = collect.choose(self.recipe, parts["measured"], decided)
@@ -177,7 +177,8 @@ class Build(leave.Story):
             reasons: Counter[str] = sum(funnel.dropped.values(), Counter())
             check_shares(rules.rules, sum(funnel.came.values()), reasons)
         if name in ("scan", "cut"):
-            trouble.check_readable(self.recipe.sources, name, funnel, after)
+            self.read_parts += after
+            trouble.check_readable(self.recipe.sources, self.funnels["scan"].came, self.read_parts)
 
     def count(self, step: str, done: Done) -> None:
         self.counts["parts_made"] += 1
@@ -212,7 +213,7 @@ class Build(leave.Story):
             self.funnels[stage] = funnel
         last = list(self.funnels.values())[-1]
         if not +last.made:
-            raise StageError(nothing_left(self.funnels))
+            raise StageError(trouble.nothing_left(self.funnels))
         return decided
 
     def warn(self) -> None:
@@ -235,25 +236,30 @@ class Build(leave.Story):
 
     def restage(self, parts: dict[str, list[Path]], needed: dict[str, int]) -> None:
         """Cut the parts again whose staged bytes were freed but are needed after all."""
+        missing = {staged: end for staged, end in needed.items() if not staging.is_whole(self.work, staged, end)}
+        stems = {staging.part_of(staged) for staged in missing}
         jobs = []
         for source, path in zip(parts["slice"], parts["cut"], strict=True):
-            staged = path.with_suffix(STAGED)
-            end = needed.get(str(staged.relative_to(self.work)))
-            if end is None:
-                continue
-            if not staging.is_whole(self.work, str(staged.relative_to(self.work)), end):
+            if path.stem in stems:
                 path.unlink(missing_ok=True)
                 jobs.append(Job(self.recipe.cut, source, path, self.work, self.roots))
         with self.timed("cut"):
             for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
                 self.count("cut", done)
                 self.progress("cut again", n, len(jobs))
+        other = {staging.part_of(s) for s, end in missing.items() if not staging.is_whole(self.work, s, end)}
+        if other:
+            trouble.renew(sorted(other), self.work)
+            raise StageError(
+                f"{len(other)} parts whose staged tiles were freed were cut again, and gave other tiles than before "
+                "(an image that could not be read, or now can): run the same command again; what follows is made anew"
+            )
 
     def write_shards(self, jobs: list[ShardJob], free: bool, cut: list[Path]) -> None:
         """Write what is not there; with `free` from the last to the first, cutting staged bytes off behind."""
         done: set[str] = set()
         others = leave.used_by_others(self.work, self.recipe.name, self.out)
-        files = [path.with_suffix(STAGED) for path in cut if path not in others]
+        files = [staged for path in cut if path not in others for staged in staging.files_of(path)]
         ends = collect.ends(jobs, self.work) if free else []
         with self.timed("shards"):
             for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
@@ -359,16 +365,6 @@ def find_sources(recipe: Recipe, data: Root, allow_missing: bool) -> tuple[dict[
         advice = "Fetch them, correct --data, or leave them out with --allow-missing"
         raise SourceError("\n".join(["not on disk:", *lines, advice]))
     return roots, missing
-
-
-def nothing_left(funnels: dict[str, Funnel]) -> str:
-    """Why no record is left: the reasons that dropped most, by stage."""
-    dropped: Counter[str] = Counter()
-    for stage, funnel in funnels.items():
-        for reasons in funnel.dropped.values():
-            dropped += Counter({f"{reason} ({stage})": n for reason, n in reasons.items()})
-    most = ", ".join(f"{reason} {n:,}" for reason, n in dropped.most_common(5))
-    return f"nothing is left: {most}. Change the rules, or the layout of the source; `datakit check` shows both"
 
 
 def source_of(part: Path) -> str:

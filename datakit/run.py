@@ -128,6 +128,7 @@ def make_part(job: Job) -> Done:
             sync(file)
             file.replace(job.path.parent / file.name)
         write_part(made, job.path, folder, funnel)
+        funnel = read_done(job.path).funnel
     read: Counter[str] = Counter()
     sources, names, sizes = (came.column(name).to_pylist() for name in ("source", "name", "file_bytes"))
     for (source, _), size in dict(zip(zip(sources, names, strict=True), sizes, strict=True)).items():
@@ -167,8 +168,8 @@ def kept_rows(table: pa.Table) -> pa.Table:
 
 
 def write_part(table: pa.Table, path: Path, folder: Path, funnel: Funnel) -> None:
-    """Write a part, with its counts in the metadata."""
-    commit(table.replace_schema_metadata({FUNNEL: funnel.to_json()}), path, folder)
+    """Write a part, with its counts in the metadata; one that is there stays, for others may have been made from it."""
+    commit(table.replace_schema_metadata({FUNNEL: funnel.to_json()}), path, folder, once=True)
 
 
 def read_done(path: Path) -> Done:

@@ -1,4 +1,4 @@
-"""Encoded tiles on their way from `cut` to the shards: one file beside each part, tiles in order of mix64(id)."""
+"""Encoded tiles on their way from `cut` to the shards: a file beside each part, tiles in order of mix64(id)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from .errors import StageError
 from .sample import Sample
 
 STAGED = ".staged"  # suffix of the file beside a part's records
+
+
+def files_of(part: Path) -> list[Path]:
+    """The staging files of a part: more than one if it was made twice and gave other bytes; a name tells its bytes."""
+    return sorted(part.parent.glob(f"{part.stem}.*{STAGED}"))
+
+
+def part_of(staged: str) -> str:
+    """The stem of the part that a staging file belongs to."""
+    return staged.rpartition("/")[2].partition(".")[0]
 
 
 def is_whole(work: Path, staged: str, end_bytes: int) -> bool:

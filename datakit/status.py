@@ -40,7 +40,7 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
     steps: dict[str, list[int]] = {}
     dropped: dict[str, Counter[str]] = {}
     specs = set()
-    for used in about["uses"]:
+    for used in about["now"]:
         kind, path = used.partition("/")[0], work / used
         if kind not in SHOWN:
             continue
@@ -100,7 +100,9 @@ def _is_whole(out: str) -> bool:
 
 def _busy(work: Path) -> bool:
     """Whether a build holds the folder."""
-    with (work / "lock").open("a") as file:
+    if not (work / "lock").exists():
+        return False
+    with (work / "lock").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -90,10 +90,11 @@ class Built:
                 self.records += [s for s in from_table(records) if s.dropped]
             kept = list(from_table(kept_rows(records)))
             self.records += kept
-            staged = (work / "aside" / "files-3.staged").read_bytes()
+            (path,) = (work / "aside").glob("files-3.*.staged")
+            staged = path.read_bytes()
             self.tiles = {s.key: staged[s.staged_offset : s.staged_offset + s.staged_bytes] for s in kept}
             assert sum(map(len, self.tiles.values())) == len(staged)
-            assert [p.name for p in (work / "aside").iterdir()] == ["files-3.staged"]  # nothing else is left lying
+            assert list((work / "aside").iterdir()) == [path]  # nothing else is left lying
         assert {s.name for s in self.records} == set(contents)
         for record in self.records:
             assert record.dropped in NAMES | {""}, record

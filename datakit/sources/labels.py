@@ -5,13 +5,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from ..boxes import Box, rectangle, turned
 from ..errors import SourceError
-from ..files import READABLE, File
+from ..files import READABLE, BadFile, File
 from ..manifest import (
     Captions,
     ClassFolders,
@@ -75,6 +76,13 @@ class LabelReader:
             mask=next((f.mask for f in found if f.mask), ""),
             split=next((f.split for f in found if f.split), ""),
         )
+
+    def open_shared(self) -> None:
+        """Read the files of many images now, that no image is blamed for what they take."""
+        for labels in self._labels:
+            if isinstance(labels, CocoJson | GeoJson | Captions) and "{" not in labels.path:
+                with suppress(SourceError, BadFile):  # said of each image that asks
+                    self._index(labels, posixpath.normpath(labels.path))
 
     def _labelled(self, labels: Labels, image: Sample, name: str) -> Labelled | None:
         """What one entry says of an image; None where there is no such file."""

@@ -163,6 +163,8 @@ class Scan(Labels):
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         root = part.roots[self.source.name]
         readers = [one.reader(part) for one in (self, *self.also)]
+        for reader in readers:
+            reader.labels.open_shared()
         sides = beside.SideCars(root, side_index(part.work / "labels" / f"{self.labels}.parquet"), part.counts)
         out = []
         with image.quiet():

@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -281,15 +282,19 @@ def keep(spool: IO[bytes], found: Found, data: bytes) -> Found:
 def stage(records: pa.Table, found: list[Found], spool: IO[bytes], part: Part) -> pa.Table:
     """Records with what was found of them, in order of mix64(id); their bytes in that order in a file beside them."""
     order = np.argsort(mix64(records.column("id").to_numpy(), 0), kind="stable")
-    staged = part.path.with_suffix(STAGED)
-    name = str(staged.relative_to(part.work))
     found = [found[n] for n in order.tolist()]
-    with (part.aside / staged.name).open("wb") as file:
-        for one in found:
-            if not one.get("dropped"):
-                spool.seek(one["staged_offset"])
-                one.update(staged=name, staged_offset=file.tell())
-                file.write(spool.read(one["staged_bytes"]))
+    hasher, kept = xxhash.xxh3_64(), [one for one in found if not one.get("dropped")]
+    with (part.aside / "staged").open("wb") as file:
+        for one in kept:
+            spool.seek(one["staged_offset"])
+            data = spool.read(one["staged_bytes"])
+            one["staged_offset"] = file.tell()
+            hasher.update(data)
+            file.write(data)
+    name = f"{part.path.stem}.{hasher.hexdigest()}{STAGED}"  # records of one making never look into another's
+    (part.aside / "staged").rename(part.aside / name)
+    for one in kept:
+        one["staged"] = str((part.path.parent / name).relative_to(part.work))
     records = records.take(pa.array(order))
     for column in (*FOUND, "staged", "staged_offset", "staged_bytes"):
         place, none = SCHEMA.get_field_index(column), getattr(NOTHING, column)
@@ -316,8 +321,8 @@ class Earlier:
         self.masks = masks  # are part of a tile
         self.images: dict[str, tuple[Path, list[Sample]]] = {}
         for path in sorted(part.path.parent.glob(f"{part.path.stem.rpartition('-')[0]}-*.parquet")):
-            staged = path.with_suffix(STAGED)
             rows = sorted(from_table(pq.read_table(path)), key=lambda s: (*image_of(s), s.key))
+            staged = next((part.work / s.staged for s in rows if s.staged), path)
             end = max((s.staged_offset + s.staged_bytes for s in rows), default=0)
             if staged.exists() and staged.stat().st_size >= end:
                 for _, group in groupby(rows, key=image_of):
