@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     build = verbs.add_parser("build", help="build the data set that a recipe describes")
     recipe_arguments(build)
     build.add_argument("--out", type=root_of, help="folder or URL for the shards (default: the recipe's name)")
-    build.add_argument("--work", type=Path, help="folder of parts, kept for the next build (default: OUT.work)")
+    build.add_argument("--work", type=root_of, help="folder of parts, kept for the next build (default: OUT.work)")
     engine_arguments(build)
     build.add_argument(
         "--free", action="store_true", help="delete staged tiles as the shards that hold them are written"

@@ -24,15 +24,16 @@ KINDS = ("list", *STEPS, *FOUND, "hands", "tmp")  # sub-folders of WORK that can
 
 def places(out: str | Path | Remote, work: str | Path | None) -> tuple[Root, Path]:
     """OUT and WORK of a build, from what the user gave. StageError where a store would have to be the work folder."""
-    at = root_of(out).absolute()
+    at, here = root_of(out).absolute(), root_of(work) if work else None
     if isinstance(at, Remote) and at.scheme in UNLISTED:
         raise StageError(f"{at}: nothing can be written there. Name a folder, or a store such as s3://, with --out")
-    if isinstance(at, Remote) and not work:
+    if isinstance(here, Remote):
+        raise StageError(f"{here}: parts are kept in a folder that all workers see. Name one with --work")
+    if here is not None:
+        return at, here.absolute()
+    if isinstance(at, Remote):
         raise StageError(f"{at}: parts cannot be kept there. Name a folder that all workers see with --work")
-    if work and isinstance(root_of(work), Remote):
-        raise StageError(f"{work}: parts are kept in a folder that all workers see. Name one with --work")
-    here = Path(work).absolute() if work else Path(str(at))
-    return at, here if work else here.with_name(here.name + ".work")
+    return at, at.with_name(at.name + ".work")
 
 
 def refuse_overlap(out: Root, work: Path, roots: dict[str, Root]) -> None:
