@@ -136,6 +136,20 @@ def _bytes_of(column: Any, size: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)[places[0] : places[-1]].reshape(-1, size)
 
 
+def words(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """First 8 of the 16 bytes of digests as numbers, which sort ten times as fast."""
+    return np.ascontiguousarray(digests).view(np.uint64)[::2]
+
+
+def among(known: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> Ints:
+    """Which numbers are among those known: a bitmap of their high bits leaves few to be looked up."""
+    shift = np.uint64(64 - min(max(4 * len(known), 1).bit_length(), 27))
+    bitmap = np.zeros(1 << (64 - int(shift)), bool)
+    bitmap[known >> shift] = True
+    rows = np.flatnonzero(bitmap[numbers >> shift])
+    return rows[np.isin(numbers[rows], known)]
+
+
 def turn(pictures: NDArray[Any], place: int) -> NDArray[Any]:
     """Pictures (N, H, W, …), flipped and rotated as `measure.phashes` counts the places."""
     pictures = pictures[:, :, ::-1] if place & 1 else pictures

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import semantic
 from .crowd import Crowd, Match
-from .looks import CANNOT_SEE, PLACES, Ints, chance
+from .looks import CANNOT_SEE, PLACES, Ints, among, chance, words
 from .recipe import Recipe
 from .sample import SCHEMA, make_key
 from .series import Kept, Series, twins
@@ -39,8 +39,7 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     """Records that duplicate kept ones, and those beyond their series. alive: (N,) records that take part."""
     spec = recipe.dedup or Dedup()
     image = crowd.windows.image
-    there = np.zeros(len(crowd.first), bool)
-    there[image[alive]] = True
+    there = crowd.there(alive)
     compared = [int(there.sum())]
     say(f"dedup: comparing {compared[0]:,} images")
     series = Series(spec, crowd)
@@ -48,11 +47,13 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     there[[*products, *scenes.lost.tolist()]] = False
     centre = np.isin(image, scenes.kept[scenes.lost])  # others went for these: they must not go themselves
     by = order(crowd.facts, recipe.prefer)
-    of_image = np.argsort(order(crowd.image_facts, recipe.prefer))  # a series ranks images as a whole
-    best = by[np.argsort(of_image[image[by]], kind="stable")]
-    by = by[np.lexsort([np.arange(len(by)), ~(centre & crowd.whole)[by], ~centre[by]])]
-    compares = alive & there[image]
-    by, best, rank = by[compares[by]], best[compares[best]], np.argsort(best)
+    compares, best, rank = alive & there[image], by, by
+    if series.most:  # it ranks images as a whole
+        of_image = np.argsort(order(crowd.image_facts, recipe.prefer))
+        best = by[np.argsort(of_image[image[by]], kind="stable")]
+        rank = np.argsort(best)
+    by, best = by[compares[by]], best[compares[best]]
+    by = by[np.argsort((~centre * np.int8(2) + ~(centre & crowd.whole))[by], kind="stable")]
     compared.append(len(by))
     say(f"dedup: comparing {len(by):,} tiles")
 
@@ -96,8 +97,7 @@ def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept
     image = crowd.windows.image
     end = kept.tiles.kept.copy()
     end[kept.late] = kept.heads
-    there = np.zeros(len(crowd.first), bool)
-    there[image[kept.stays]] = True
+    there = crowd.there(kept.stays)
     to = np.arange(len(crowd.first))
     to[list(products)] = kept.scenes.kept[list(products.values())]
     to = np.where(there[to], to, image[end[crowd.first[to]]])
@@ -110,8 +110,7 @@ def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept
 def _lost_dates(crowd: Crowd, kept: Kept) -> pa.Table:
     """Records that go because their series is full: they lose to the first kept one of their place."""
     heads, which = np.unique(kept.heads, return_inverse=True)
-    keys = [row["key"] for row in crowd.texts(heads, "key")]
-    return crowd.lost(kept.late, ["series"] * len(kept.late), [keys[n] for n in which.tolist()])
+    return crowd.lost(kept.late, ["series"] * len(kept.late), crowd.keys(heads).take(pa.array(which)))
 
 
 def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
@@ -127,10 +126,9 @@ def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
 def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:
     rows = tiles.lost
     kept, which = np.unique(tiles.kept[rows], return_inverse=True)
-    keys = [row["key"] for row in crowd.texts(kept, "key")]
     match = Match(tiles.bits[rows], tiles.place[rows])
     detail = [] if tiles.cosine is None else [f"cosine {cosine:.6f}" for cosine in tiles.cosine[rows].tolist()]
-    return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match, detail)
+    return crowd.lost(rows, ["duplicate"] * len(rows), crowd.keys(kept).take(pa.array(which)), match, detail)
 
 
 def cnn(
@@ -216,9 +214,11 @@ def take_over(crowd: Crowd, scenes: Stars, lost: Ints, kept: Ints) -> tuple[pa.T
 def _equal(crowd: Crowd, kept: Ints, lost: Ints) -> Ints:
     """Pairs (kept, lost) of records with equal pixels, the best of several kept ones: (M, 2)."""
     digests = crowd.looks.digests
-    known, first = np.unique(digests[kept], return_index=True)
-    if not len(known):
+    if len(lost):
+        kept = kept[among(words(digests[lost]), words(digests[kept]))]
+    if not len(lost) or not len(kept):
         return np.zeros((0, 2), np.int64)
+    known, first = np.unique(digests[kept], return_index=True)
     place = np.minimum(np.searchsorted(known, digests[lost]), len(known) - 1)
     same = known[place] == digests[lost]
     return np.stack([kept[first[place[same]]], lost[same]], axis=1)
