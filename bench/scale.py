@@ -107,11 +107,13 @@ class Clock:
         function = getattr(module, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), cpu_s()
             made = function(*args, **kwargs)
-            took = time.perf_counter() - start
+            took, cpu = time.perf_counter() - start, cpu_s() - cpu
             size = f" of {len(args[0]):,}" if isinstance(args[0], np.ndarray) else ""
-            report(f"{name}{size.replace(',', '')}", f"  of this, {title}{size}", took)
+            report(
+                f"{name}{size.replace(',', '')}", f"  of this, {title}{size}", took, f"{cpu:6.1f} s of CPU", cpu_s=cpu
+            )
             return made
 
         setattr(module, name, timed)

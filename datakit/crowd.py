@@ -148,10 +148,11 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
         mine = _records(table, rank)
         tiles.put(n, table, TILE)
         first, its = _images(table, mine)
-        scenes.put(i, table.take(pa.array(first)), SCENE)
+        of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
+        scenes.put(i, of_images, SCENE)
         mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
         some.append(mine)
-        images.append({**its, **names.read(table.take(pa.array(first))), "first": first + n})
+        images.append({**its, **names.read(of_images), "first": first + n})
         n, i = n + len(stays), i + len(first)
     c, im = _joined(some), _joined(images)
     return Crowd(
