@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from . import disk
+from .dropped import SAID
 from .looks import SCENE, TILE, TURNS, Ints, Looks
 from .sample import SCHEMA, key_id, make_key
 from .sources.scan import Source
@@ -37,7 +39,6 @@ RANK = [
     "format",
     "acquired",
 ]
-SAID = ("dropped", "detail", "lost_to", "distance_bits", "turned")
 LOST = pa.schema(
     [("part", pa.int32()), ("row", pa.int64()), *((n, SCHEMA.field(n).type) for n in ("key", "source", *SAID))]
 )
@@ -64,6 +65,12 @@ class Crowd:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def there(self, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which images have records among those alive: (N,) -> (I,)."""
+        out = np.zeros(len(self.first), bool)
+        out[self.windows.image[alive]] = True
+        return out
+
     def texts(self, rows: Ints, *columns: str) -> list[dict[str, Any]]:
         """Columns of some records, from the parts."""
         found: list[dict[str, Any]] = self.rows.take(rows).read([*columns]).to_pylist() if len(rows) else []
@@ -78,6 +85,10 @@ class Crowd:
             out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
         return out
 
+    def keys(self, rows: Ints) -> pa.ChunkedArray:
+        """Keys of some records."""
+        return self.rows.take(rows).read(["key"]).column("key") if len(rows) else pa.chunked_array([], pa.string())
+
     def image_keys(self, images: Ints) -> list[str]:
         """Keys of images: of one in tiles, that which it had before it was sliced."""
         names = self.texts(self.first[images], "source", "name")
@@ -87,24 +98,27 @@ class Crowd:
         self,
         rows: Ints,
         dropped: Sequence[str],
-        to: Sequence[str],
+        to: Sequence[str] | pa.ChunkedArray,
         match: Match | None = None,
         detail: Sequence[str] = (),
     ) -> pa.Table:
         """A table of LOST, in order of rows. dropped: why each goes, to: what it loses to, match: how alike."""
         order = np.argsort(rows, kind="stable")
+        none = pa.repeat(pa.scalar(""), len(rows))
         columns = {
             "part": self.rows.part[rows],
             "row": self.rows.row[rows],
-            "key": [row["key"] for row in self.texts(rows, "key")],
+            "key": self.keys(rows),
             "source": self.source[rows],
-            "dropped": list(dropped),
-            "detail": [*detail] or [""] * len(rows),
-            "lost_to": list(to),
-            "distance_bits": [None] * len(rows) if match is None else match.bits,
-            "turned": [""] * len(rows) if match is None else [TURNS[p] for p in match.place.tolist()],
+            "dropped": dropped,
+            "detail": detail or none,
+            "lost_to": to,
+            "distance_bits": pa.nulls(len(rows), pa.int32()) if match is None else match.bits,
+            "turned": none if match is None else pa.array(TURNS).take(pa.array(match.place)),
         }
-        return pa.table([pa.array(columns[f.name], f.type) for f in LOST], schema=LOST).take(pa.array(order))
+        arrow = (pa.Array, pa.ChunkedArray)
+        filled = {f: c if isinstance(c := columns[f.name], arrow) else pa.array(c, f.type) for f in LOST}
+        return pa.table([*filled.values()], schema=LOST).take(pa.array(order))
 
 
 class Match(NamedTuple):
@@ -126,19 +140,19 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     some: list[dict[str, NDArray[Any]]] = []
     images: list[dict[str, NDArray[Any]]] = []
     n, i = 0, 0
-    for number, path in enumerate(parts):
-        table = pq.read_table(path, columns=NEEDS)
-        stays = np.flatnonzero(pc.equal(table.column("dropped"), "").to_numpy())
-        table = table.take(pa.array(stays))
-        if not table.num_rows:
+    for number, table in enumerate(disk.tables(parts, NEEDS)):
+        stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
+        table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
+        if not len(stays):
             continue
         mine = _records(table, rank)
         tiles.put(n, table, TILE)
         first, its = _images(table, mine)
-        scenes.put(i, table.take(pa.array(first)), SCENE)
+        of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
+        scenes.put(i, of_images, SCENE)
         mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
         some.append(mine)
-        images.append({**its, **names.read(table.take(pa.array(first))), "first": first + n})
+        images.append({**its, **names.read(of_images), "first": first + n})
         n, i = n + len(stays), i + len(first)
     c, im = _joined(some), _joined(images)
     return Crowd(
@@ -169,18 +183,22 @@ class Names:
 
     def read(self, images: pa.Table) -> dict[str, Ints]:
         """Columns taken_s, place and acquisition of images."""
-        rows = images.select(["source", "name"]).to_pylist()
-        columns = {
-            what: np.array([self.number(what, row) for row in rows], np.int64) for what in ("place", "acquisition")
-        }
-        dates = images.column("acquired").combine_chunks().dictionary_encode()
+        source, dates = (images.column(n).combine_chunks().dictionary_encode() for n in ("source", "acquired"))
         taken_s = np.array([seconds_of(text) for text in dates.dictionary.to_pylist()], np.int64)
-        return {**columns, "taken_s": taken_s[dates.indices.to_numpy()]}
+        columns = {"taken_s": taken_s[dates.indices.to_numpy()]}
+        sources = [name.partition("/")[0] for name in source.dictionary.to_pylist()]
+        for what in ("place", "acquisition"):
+            columns[what] = np.full(images.num_rows, -1, np.int64)
+            tells = np.array([self.patterns[name][what] is not None for name in sources], bool)
+            rows = np.flatnonzero(tells[source.indices.to_numpy()])
+            names = images.column("name").take(pa.array(rows)).to_pylist()
+            of = [sources[n] for n in source.indices.to_numpy()[rows].tolist()]
+            columns[what][rows] = [self.number(what, *about) for about in zip(of, names, strict=True)]
+        return columns
 
-    def number(self, what: str, row: dict[str, str]) -> int:
-        source = row["source"].partition("/")[0]
+    def number(self, what: str, source: str, name: str) -> int:
         pattern = self.patterns[source][what]
-        found = pattern.search(row["name"]) if pattern else None
+        found = pattern.search(name) if pattern else None
         if found is None or found[1] is None:
             return -1
         key = (what, self.family[source], found[1])
@@ -218,7 +236,8 @@ def seconds_of(acquired: str) -> int:
 
 
 def _joined(some: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+    """Columns of many tables, put together; those of the tables are given up, one after the other."""
+    return {name: np.concatenate([one.pop(name) for one in some]) for name in [*some[0]]}
 
 
 def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
@@ -228,7 +247,8 @@ def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
         values = table.column(name).to_numpy().astype(np.float64)
         return np.where(np.isnan(values), absent, values)
 
-    source = table.column("source").to_numpy()
+    source = table.column("source").combine_chunks().dictionary_encode()
+    names, source = np.array(source.dictionary.to_pylist(), object), source.indices.to_numpy()
     width, height = table.column("width").to_numpy(), table.column("height").to_numpy()
     windows = table.column("window").combine_chunks()
     whole = np.asarray(pc.is_null(windows))
@@ -238,14 +258,14 @@ def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
     has_boxes = np.asarray(pc.not_equal(table.column("boxes"), "[]"))
     return {
         "id": table.column("id").to_numpy(),
-        "source": np.array([rank[name.partition("/")[0]] for name in source.tolist()], np.int64),
-        "name_of_source": source,
+        "source": np.array([rank[name.partition("/")[0]] for name in names.tolist()], np.int64)[source],
+        "name_of_source": names[source],
         "labelled": np.asarray(pc.not_equal(table.column("label"), "")) | has_boxes,
         "px": width.astype(np.int64) * height,
         "sharpness": numbers("sharpness"),
         "gsd_m": numbers("gsd_m", np.inf),
         "valid_share": numbers("valid_share"),
-        "lossless": ~np.isin(table.column("format").to_numpy().astype(str), LOSSY),
+        "lossless": ~np.asarray(pc.is_in(table.column("format"), pa.array(LOSSY))),
         "image": named.dictionary_encode().indices.to_numpy().astype(np.int64),
         "window": window,
         "whole": whole,
@@ -256,7 +276,10 @@ def _images(table: pa.Table, mine: dict[str, NDArray[Any]]) -> tuple[Ints, dict[
     """The first record of each image of a part, and columns of the images: an image is never in two parts."""
     image = mine["image"]
     _, first, counts = np.unique(image, return_index=True, return_counts=True)
-    names = table.select(["source", "name"]).take(pa.array(first)).to_pylist()
+    whole = mine["whole"][first]  # has the key of its image
+    ids = mine["id"][first]
+    names = table.select(["source", "name"]).take(pa.array(first[~whole])).to_pylist()
+    ids[~whole] = [key_id(make_key(row["source"], row["name"])) for row in names]
     px = table.column("image_width").to_numpy().astype(np.int64) * table.column("image_height").to_numpy()
 
     def mean(name: str) -> NDArray[np.float64]:
@@ -264,7 +287,7 @@ def _images(table: pa.Table, mine: dict[str, NDArray[Any]]) -> tuple[Ints, dict[
         return means
 
     return first, {
-        "id": np.array([key_id(make_key(row["source"], row["name"])) for row in names], np.int64),
+        "id": ids,
         "source": mine["source"][first],
         "labelled": np.bincount(image, mine["labelled"], len(first)) > 0,
         "px": px[first],

@@ -182,8 +182,8 @@ def told_by_names(source: Source) -> str:
 
 def funnel_of(came: Counter[str], lost: pa.Table) -> Funnel:
     """What came, stayed and went, by source."""
-    left = came - Counter(lost.column("source").to_pylist())
-    funnel = Funnel(Counter(came), left, Counter(left))
+    dropped: dict[str, Counter[str]] = {}
     for row in lost.group_by(["source", "dropped"]).aggregate([([], "count_all")]).to_pylist():
-        funnel.dropped.setdefault(row["source"], Counter())[row["dropped"]] = row["count_all"]
-    return funnel
+        dropped.setdefault(row["source"], Counter())[row["dropped"]] = row["count_all"]
+    left = came - Counter({source: sum(reasons.values()) for source, reasons in dropped.items()})
+    return Funnel(Counter(came), left, Counter(left), dropped)

@@ -12,9 +12,12 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,8 @@ from .remote import Remote, Root
 
 PARTIAL = ".partial"  # folder in OUT of what is being written, while a build goes on
 ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def commit(table: pa.Table, path: Path, folder: Path, once: bool = False) -> None:
@@ -126,6 +131,29 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """What a function makes of each item, in order; threads are a few items ahead."""
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[B]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def tables(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Tables of Parquet files, in order. A thread a file takes a third of the time that a thread a column takes."""
+
+    def read(path: Path) -> pa.Table:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns, use_threads=False)
+
+    return ahead(read, paths)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from .recipe import Recipe
 from .stages.protect import HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
+AT_ONCE = 1 << 20  # footprints: 100 B each, several times
 
 
 def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
@@ -28,13 +29,13 @@ def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], Non
     lists = spec.read()
     alive = alive.copy()
     compared = {
-        "images": len(np.unique(crowd.windows.image[alive])),
+        "images": int(crowd.there(alive).sum()),
         "tiles": int(alive.sum()),
         "placed": 0,
         "refused": 0,
     }
     compared["flat"] = int((crowd.looks.flat(spec.flat_entropy_bits) & alive).sum())
-    if (crowd.looks.digests[alive] == b"").any():
+    if (alive & (crowd.looks.digests == b"")).any():
         raise StageError("some records were never measured: build again with cut.measure: true")
     tables, told, gone = [LOST.empty_table()], [], [np.zeros(0, np.int64)]
     for held in lists:
@@ -55,7 +56,7 @@ Found = tuple[Matches, Matches, str]  # what matched, the records that go for it
 
 def _images(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
     """Whole images: all records of one that matches go."""
-    images = np.unique(crowd.windows.image[alive])
+    images = np.flatnonzero(crowd.there(alive))
     matches = spec.find(crowd.image_looks, held).only(images)
     compared["refused"] += len(matches.refused)
     rows = np.flatnonzero(alive & np.isin(crowd.windows.image, matches.row))
@@ -71,16 +72,19 @@ def _tiles(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: d
 def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
     """Records whose footprint overlaps that of a held-out image."""
     entries, theirs = held.footprints()
-    rows, mine = np.zeros(0, np.int64), np.zeros((0, 8))
-    if spec.footprints and len(entries) and alive.any():
-        rows = np.flatnonzero(alive)
-        mine = crowd.footprints(rows)
-        placed = mine.any(axis=1)
-        rows, mine = rows[placed], mine[placed]
-        compared["placed"] = max(compared["placed"], len(rows))
-    pairs = overlapping(theirs, mine, spec.footprint_share)
-    none = np.zeros(len(pairs), np.int8)
-    matches = Matches(rows[pairs[:, 1]], entries[pairs[:, 0]], none, none.astype(np.int32), rows[:0]).nearest()
+    found, placed = [np.zeros((0, 2), np.int64)], 0
+    rows = np.flatnonzero(alive) if spec.footprints and len(entries) else np.zeros(0, np.int64)
+    for begin in range(0, len(rows), AT_ONCE):
+        some = rows[begin : begin + AT_ONCE]
+        mine = crowd.footprints(some)
+        has = mine.any(axis=1)
+        pairs = overlapping(theirs, mine[has], spec.footprint_share)
+        found.append(np.stack([entries[pairs[:, 0]], some[has][pairs[:, 1]]], axis=1))
+        placed += int(has.sum())
+    compared["placed"] = max(compared["placed"], placed)
+    entry, row = np.concatenate(found).T
+    none = np.zeros(len(row), np.int8)
+    matches = Matches(row, entry, none, none.astype(np.int32), row[:0]).nearest()
     return matches, matches, "place"
 
 

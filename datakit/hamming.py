@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -49,18 +50,16 @@ def distance(a: ArrayLike, b: ArrayLike) -> NDArray[np.uint8]:
 
 def near_pairs(signatures: Signatures, radius_bits: int, max_pairs: int | None = None) -> Pairs:
     """All pairs i < j within the radius (0 to 6 bits), (M, 2), sorted; TooManyPairs if more than `max_pairs`."""
-    return unpacked(_searched(signatures, None, radius_bits, SMALLER_FIRST, max_pairs).all())
+    return unpacked(_searched(_side(signatures), None, radius_bits, SMALLER_FIRST, max_pairs).all())
 
 
 def near_between(one: Signatures, other: Signatures, radius_bits: int, max_pairs: int | None = None) -> Pairs:
     """All (i in one, j in other) within the radius (0 to 6 bits), (P, 2), sorted."""
-    return unpacked(_searched(one, other, radius_bits, ONE_FIRST, max_pairs).all())
+    return unpacked(_searched(_side(one), _side(other), radius_bits, ONE_FIRST, max_pairs).all())
 
 
-def packed_pairs(
-    one: Signatures, other: Signatures | None, radius_bits: int, order: int, max_pairs: int
-) -> Signatures | None:
-    """The pairs as first << 32 | second, sorted; None if more than `max_pairs`. No `other`: pairs of `one`."""
+def packed_pairs(one: Side, other: Side | None, radius_bits: int, order: int, max_pairs: int) -> Signatures | None:
+    """The pairs of rows as first << 32 | second, sorted; None if more than `max_pairs`. No `other`: pairs of `one`."""
     search = _searched(one, other, radius_bits, order, max_pairs)
     return None if search.full else search.all()
 
@@ -109,25 +108,23 @@ def _threads(count: int) -> Iterator[Over]:
             yield pool.map
 
 
-def _searched(
-    one: Signatures, other: Signatures | None, radius_bits: int, order: int, max_pairs: int | None
-) -> _Search:
-    both = (one, one if other is None else other)
-    check(MAX_RADIUS_BITS, radius_bits, *both)
+def _side(signatures: Signatures) -> Side:
+    return Side(signatures, np.arange(len(signatures), dtype=np.uint32))
+
+
+def _searched(one: Side, other: Side | None, radius_bits: int, order: int, max_pairs: int | None) -> _Search:
+    both = (one, other or one)
+    check(MAX_RADIUS_BITS, radius_bits, *(side.signatures for side in both))
     search = _Search(both, radius_bits, order, max_pairs)
-    left = Side(one, np.arange(len(one), dtype=np.uint32))
-    right = left if other is None else Side(other, np.arange(len(other), dtype=np.uint32))
-    with _threads(max(map(len, both))) as over:
-        search.run(left, right, np.zeros((0, 2), np.uint64), over, 0)
+    with _threads(max(len(side.rows) for side in both)) as over:
+        search.run(*both, np.zeros((0, 2), np.uint64), over, 0)
     return search
 
 
 class _Search:
     """A search, and the pairs that it has found so far."""
 
-    def __init__(
-        self, both: tuple[Signatures, Signatures], radius_bits: int, order: int, max_pairs: int | None
-    ) -> None:
+    def __init__(self, both: tuple[Side, Side], radius_bits: int, order: int, max_pairs: int | None) -> None:
         self.both, self.radius_bits, self.order, self.max_pairs = both, radius_bits, order, max_pairs
         blocks = min(3, radius_bits + 1)
         spare = radius_bits + 1 - blocks
@@ -142,11 +139,11 @@ class _Search:
         packed = np.concatenate([np.zeros(0, np.uint64), *self.found])
         self.found.clear()
         with _threads(len(packed)) as over:
-            return buckets.in_order(packed, max(map(len, self.both)), over)
+            return buckets.in_order(packed, max(int(side.rows.max(initial=0)) for side in self.both), over)
 
     def too_many(self) -> str:
         """Which signature has most neighbours, of those that occur most often and those in most of the pairs found."""
-        one, other = self.both
+        one, other = (side.signatures for side in self.both)
         values, counts = np.unique(one, return_counts=True)
         pairs = unpacked(np.concatenate(self.found)[: 1 << 22])
         degree = np.bincount(pairs[:, 0], minlength=len(one))
@@ -175,7 +172,7 @@ class _Search:
         makers = [buckets.Maker(side, lookup, over) for side in ((one,) if other is one else (one, other))]
         top = 64
         for block, threshold in zip(blocks, self.thresholds, strict=True):
-            bits = min(len(block), _MOST_KEY_BITS, (sizes[1] // 4 or 1).bit_length() - 1)
+            bits = min(len(block), _MOST_KEY_BITS, (isqrt(sizes[0] * sizes[1]) // 8 or 1).bit_length() - 1)
             self.join([maker.table(top - bits, bits, over) for maker in makers], bits, threshold, priors, over, depth)
             if self.full:
                 return

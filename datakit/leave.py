@@ -22,6 +22,7 @@ from . import __version__, card, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
 from .disk import PARTIAL, becoming, close_out, sync
+from .dropped import Dropped
 from .errors import StageError
 from .manifest import Count, Manifest, Shard, SourceLeft
 from .pictures import SCHEMA as PICTURES
@@ -61,7 +62,7 @@ class Story:
 
 
 def finish(
-    story: Story, chosen: Chosen, decided: Decided, jobs: list[ShardJob], dropped: pa.Table, pictures: list[PictureJob]
+    story: Story, chosen: Chosen, decided: Decided, jobs: list[ShardJob], dropped: Dropped, pictures: list[PictureJob]
 ) -> Manifest:
     """Write the tables, the index and the card, then the manifest; remove what an earlier build left besides."""
     out, recipe = Out(story.out, story.work), story.recipe
@@ -70,7 +71,7 @@ def finish(
         (story.out / name).unlink(missing_ok=True)
     members = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
     write_samples(jobs, out, members)
-    out.put("dropped.parquet", lambda path: write_table(dropped.drop_columns(NOT_LEFT), path))
+    out.put("dropped.parquet", lambda path: dropped.write(path, NOT_LEFT))
     notes = write_notes(decided, out)
     small = [pq.read_table(job.path) for job in pictures]
     table = pa.concat_tables(small) if small else PICTURES.empty_table()
@@ -191,13 +192,14 @@ def write_table(table: pa.Table, path: Path) -> None:
 def sources_left(story: Story, chosen: Chosen) -> list[SourceLeft]:
     """What each source gave: samples, bytes and what encoding cost."""
     recipe = {s.name: s.collection for s in story.recipe.sources}
-    source = chosen.columns.column("source").to_numpy()
+    source = chosen.columns.column("source").combine_chunks()
+    names, source = source.dictionary.to_pylist(), source.indices.to_numpy()
     size = chosen.columns.column("staged_bytes").to_numpy()
     psnr = chosen.columns.column("psnr_db").to_numpy().astype(float)
     left = []
     for name in sorted(story.funnels["list"].came):
         about = recipe[name.partition("/")[0]]
-        mine = source == name
+        mine = source == (names.index(name) if name in names else -1)
         measured = psnr[mine & ~np.isnan(psnr)]
         left.append(
             SourceLeft(

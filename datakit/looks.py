@@ -80,15 +80,16 @@ class Looks:
     def put(self, begin: int, table: pa.Table, names: tuple[str, ...] = TILE) -> None:
         """Fill rows from `begin` on from a table; those that were not measured stay zero."""
         signatures, thumbnails, digests, entropy = (table.column(name).combine_chunks() for name in names)
+        these = slice(begin, begin + table.num_rows)
+        self.entropy_bits[these] = np.nan_to_num(np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64))
         measured = np.asarray(pc.greater(pc.binary_length(digests), 0))
-        rows = begin + np.flatnonzero(measured)
-        keep = pa.array(measured)
-        self.signatures[rows] = signatures.filter(keep).flatten().to_numpy().reshape(-1, PLACES)
-        self.thumbnails[rows] = _bytes_of(thumbnails.filter(keep), 192).reshape(-1, 8, 8, 3)
-        self.digests[rows] = _bytes_of(digests.filter(keep), 16).view("S16").ravel()
-        self.entropy_bits[begin : begin + table.num_rows] = np.nan_to_num(
-            np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64)
-        )
+        rows: Any = these
+        if not measured.all():
+            rows = begin + np.flatnonzero(measured)
+            signatures, thumbnails, digests = (c.filter(pa.array(measured)) for c in (signatures, thumbnails, digests))
+        self.signatures[rows] = signatures.flatten().to_numpy().reshape(-1, PLACES)
+        self.thumbnails[rows] = _bytes_of(thumbnails, 192).reshape(-1, 8, 8, 3)
+        self.digests[rows] = _bytes_of(digests, 16).view("S16").ravel()
 
     def cut(self, n: int) -> Looks:
         """The first n."""
@@ -126,14 +127,28 @@ def _zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[A
 
 def _bytes_of(column: Any, size: int) -> NDArray[np.uint8]:
     """A binary column whose values all have `size` bytes: (N, size)."""
-    column = column.cast(pa.large_binary()) if column.type != pa.large_binary() else column
     _, offsets, data = column.buffers()
-    places = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    kind = np.int64 if column.type == pa.large_binary() else np.int32
+    places = np.frombuffer(offsets, kind)[column.offset : column.offset + len(column) + 1]
     if len(column) and not (np.diff(places) == size).all():
         raise ValueError(f"values of other than {size} bytes")
     if not len(column):
         return np.zeros((0, size), np.uint8)
     return np.frombuffer(data, np.uint8)[places[0] : places[-1]].reshape(-1, size)
+
+
+def words(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """First 8 of the 16 bytes of digests as numbers, which sort ten times as fast."""
+    return np.ascontiguousarray(digests).view(np.uint64)[::2]
+
+
+def among(known: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> Ints:
+    """Which numbers are among those known: a bitmap of their high bits leaves few to be looked up."""
+    shift = np.uint64(64 - min(max(4 * len(known), 1).bit_length(), 27))
+    bitmap = np.zeros(1 << (64 - int(shift)), bool)
+    bitmap[known >> shift] = True
+    rows = np.flatnonzero(bitmap[numbers >> shift])
+    return rows[np.isin(numbers[rows], known)]
 
 
 def turn(pictures: NDArray[Any], place: int) -> NDArray[Any]:

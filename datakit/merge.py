@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from . import semantic
 from .crowd import Crowd, Match
-from .looks import CANNOT_SEE, PLACES, Ints, chance
+from .looks import CANNOT_SEE, PLACES, Ints, among, chance, words
 from .recipe import Recipe
 from .sample import SCHEMA, make_key
 from .series import Kept, Series, twins
@@ -22,7 +23,9 @@ from .stages.dedup import Dedup, Pairs, Stars, order, overlap_share
 
 CHANGED = ("licences", "label", "label_source", "boxes", "boxes_source", "also")  # fields of a kept record
 CHANGES = pa.schema([("id", pa.int64()), *((name, SCHEMA.field(name).type) for name in CHANGED)])
+KEY = pa.field("key", pa.string())
 NO_BOXES = "[]"
+SEPARATOR = "\x1f"  # of texts; no licence has it in its name
 LARGEST = 10  # groups of duplicates that are named
 Bools = NDArray[np.bool_]
 
@@ -39,8 +42,7 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     """Records that duplicate kept ones, and those beyond their series. alive: (N,) records that take part."""
     spec = recipe.dedup or Dedup()
     image = crowd.windows.image
-    there = np.zeros(len(crowd.first), bool)
-    there[image[alive]] = True
+    there = crowd.there(alive)
     compared = [int(there.sum())]
     say(f"dedup: comparing {compared[0]:,} images")
     series = Series(spec, crowd)
@@ -48,11 +50,13 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     there[[*products, *scenes.lost.tolist()]] = False
     centre = np.isin(image, scenes.kept[scenes.lost])  # others went for these: they must not go themselves
     by = order(crowd.facts, recipe.prefer)
-    of_image = np.argsort(order(crowd.image_facts, recipe.prefer))  # a series ranks images as a whole
-    best = by[np.argsort(of_image[image[by]], kind="stable")]
-    by = by[np.lexsort([np.arange(len(by)), ~(centre & crowd.whole)[by], ~centre[by]])]
-    compares = alive & there[image]
-    by, best, rank = by[compares[by]], best[compares[best]], np.argsort(best)
+    compares, best, rank = alive & there[image], by, by
+    if series.most:  # it ranks images as a whole
+        of_image = np.argsort(order(crowd.image_facts, recipe.prefer))
+        best = by[np.argsort(of_image[image[by]], kind="stable")]
+        rank = np.argsort(best)
+    by, best = by[compares[by]], best[compares[best]]
+    by = by[np.argsort((~centre * np.int8(2) + ~(centre & crowd.whole))[by], kind="stable")]
     compared.append(len(by))
     say(f"dedup: comparing {len(by):,} tiles")
 
@@ -96,8 +100,7 @@ def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept
     image = crowd.windows.image
     end = kept.tiles.kept.copy()
     end[kept.late] = kept.heads
-    there = np.zeros(len(crowd.first), bool)
-    there[image[kept.stays]] = True
+    there = crowd.there(kept.stays)
     to = np.arange(len(crowd.first))
     to[list(products)] = kept.scenes.kept[list(products.values())]
     to = np.where(there[to], to, image[end[crowd.first[to]]])
@@ -110,8 +113,7 @@ def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept
 def _lost_dates(crowd: Crowd, kept: Kept) -> pa.Table:
     """Records that go because their series is full: they lose to the first kept one of their place."""
     heads, which = np.unique(kept.heads, return_inverse=True)
-    keys = [row["key"] for row in crowd.texts(heads, "key")]
-    return crowd.lost(kept.late, ["series"] * len(kept.late), [keys[n] for n in which.tolist()])
+    return crowd.lost(kept.late, ["series"] * len(kept.late), crowd.keys(heads).take(pa.array(which)))
 
 
 def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
@@ -127,10 +129,9 @@ def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
 def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:
     rows = tiles.lost
     kept, which = np.unique(tiles.kept[rows], return_inverse=True)
-    keys = [row["key"] for row in crowd.texts(kept, "key")]
     match = Match(tiles.bits[rows], tiles.place[rows])
     detail = [] if tiles.cosine is None else [f"cosine {cosine:.6f}" for cosine in tiles.cosine[rows].tolist()]
-    return crowd.lost(rows, ["duplicate"] * len(rows), [keys[n] for n in which.tolist()], match, detail)
+    return crowd.lost(rows, ["duplicate"] * len(rows), crowd.keys(kept).take(pa.array(which)), match, detail)
 
 
 def cnn(
@@ -191,34 +192,102 @@ def take_over(crowd: Crowd, scenes: Stars, lost: Ints, kept: Ints) -> tuple[pa.T
     lost: records that went as duplicates; kept: those that stay, best first. Equal pixels of a tile carry labels, boxes
     and licences over; equal pixels of whole images carry label and licences to all tiles of the one that was kept.
     """
+    equal = _equal(crowd, kept, lost)
+    pairs = np.concatenate([equal, _of_twins(crowd, scenes, kept, equal)])
+    rows, places = np.unique(pairs, return_inverse=True)
+    if not len(rows):
+        return CHANGES.empty_table(), []
+    one, other = places.reshape(-1, 2).T
+    of_tiles = np.arange(len(pairs)) < len(equal)
+    table = crowd.rows.take(rows).read(["key", "source", "name", "id", *CHANGED])
+    odd = np.isin(one, one[~of_tiles | _tells(table, one, other)])
+    changed, conflicts = _inherited(table, one[odd], other[odd], of_tiles[odd])
+    both = pa.concat_tables([_listed(table, one[~odd], other[~odd]), changed])
+    return both.sort_by("key").drop_columns(["key"]), conflicts
+
+
+def _of_twins(crowd: Crowd, scenes: Stars, kept: Ints, equal: Ints) -> Ints:
+    """Pairs of a kept record and a record of an image with the pixels of its own, if not in `equal`: (M, 2)."""
     image, digests = crowd.windows.image, crowd.image_looks.digests
     same = scenes.lost[digests[scenes.lost] == digests[scenes.kept[scenes.lost]]]
-    others: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # of a kept record: duplicate, with its boxes
-    for row, other in _equal(crowd, kept, lost).tolist():
-        others[row].append((other, True))
     twins_of: dict[int, list[int]] = defaultdict(list)
     for twin in same.tolist():
         twins_of[int(scenes.kept[twin])].append(twin)
-    for row in kept[np.isin(image[kept], scenes.kept[same])].tolist():
-        known = {int(image[other]) for other, _ in others[row]}
-        others[row] += [(int(crowd.first[twin]), False) for twin in twins_of[int(image[row])] if twin not in known]
-    rows = np.array(sorted({*others, *(other for those in others.values() for other, _ in those)}), np.int64)
-    facts = dict(zip(rows.tolist(), crowd.texts(rows, "id", "key", "source", "name", *CHANGED), strict=True))
+    rows = kept[np.isin(image[kept], scenes.kept[same])]
+    known = {(row, int(image[other])) for row, other in equal[np.isin(equal[:, 0], rows)].tolist()}
+    found = [
+        (row, int(crowd.first[twin]))
+        for row in rows.tolist()
+        for twin in twins_of[int(image[row])]
+        if (row, twin) not in known
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _numbers(table: pa.Table, name: str) -> tuple[NDArray[np.int32], list[str]]:
+    """A column of text, or of lists of text, as numbers of the values that occur, and these."""
+    column = table.column(name).combine_chunks()
+    column = pc.binary_join(column, SEPARATOR) if pa.types.is_list(column.type) else column
+    column = column.dictionary_encode()
+    return column.indices.to_numpy(), column.dictionary.to_pylist()
+
+
+def _tells(table: pa.Table, one: Ints, other: Ints) -> Bools:
+    """Whether the other record of a pair, by number, says anything that the first does not say."""
+    licences, _ = _numbers(table, "licences")
+    tells: Bools = licences[one] != licences[other]
+    for name, none in (("label", ""), ("boxes", NO_BOXES)):
+        numbers, texts = _numbers(table, name)
+        said = np.array([text != none for text in texts], bool)[numbers]
+        tells |= said[other] & (numbers[one] != numbers[other])
+    return tells
+
+
+def _listed(table: pa.Table, one: Ints, other: Ints) -> pa.Table:
+    """Kept records whose duplicates say nothing new, with the list of these: `key` and CHANGES. For pairs by number."""
+    spell: dict[str, Callable[[str], str]] = {
+        "source": json.dumps,
+        "label": json.dumps,
+        "licences": lambda text: json.dumps(text.split(SEPARATOR) if text else []),
+        "boxes": lambda text: str(len(json.loads(text))),
+    }
+    pieces: list[Any] = ['{"key": "', table.column("key").combine_chunks(), '"']  # a key has no character to escape
+    for name in spell:
+        numbers, texts = _numbers(table, name)
+        pieces += [f', "{name}": ', pa.array(map(spell[name], texts), pa.string()).take(pa.array(numbers))]
+    entries = pc.binary_join_element_wise(*pieces, "}", "")
+    rank = np.argsort(pc.sort_indices(table.column("key")).to_numpy())
+    by = np.lexsort([rank[other], one])
+    begins = np.flatnonzero(np.diff(one[by], prepend=-1))
+    offsets = pa.array(np.append(begins, len(by)), pa.int32())
+    also = pc.binary_join(pa.ListArray.from_arrays(offsets, entries.take(pa.array(other[by]))), ", ")
+    kept = table.select(["key", *CHANGES.names]).take(pa.array(one[by][begins])).drop_columns(["also"])
+    return kept.append_column("also", pc.binary_join_element_wise("[", also, "]", ""))
+
+
+def _inherited(table: pa.Table, one: Ints, other: Ints, of_tiles: Bools) -> tuple[pa.Table, list[dict[str, str]]]:
+    """Kept records with what their duplicates say, `key` and CHANGES, and where these contradict them."""
+    rows = np.unique([one, other])
+    facts = dict(zip(rows.tolist(), table.take(pa.array(rows)).to_pylist(), strict=True))
+    others: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row, its, of_tile in zip(one.tolist(), other.tolist(), of_tiles.tolist(), strict=True):
+        others[row].append(facts[its] if of_tile else _without_boxes(facts[its]))
     changed, conflicts = [], []
     for row in sorted(others, key=lambda n: str(facts[n]["key"])):
-        theirs = [facts[n] if boxes else _without_boxes(facts[n]) for n, boxes in others[row]]
-        one, said = inherit(facts[row], sorted(theirs, key=lambda fact: str(fact["key"])))
-        changed.append(one)
+        new, said = inherit(facts[row], sorted(others[row], key=lambda fact: str(fact["key"])))
+        changed.append({"key": facts[row]["key"], **new})
         conflicts += said
-    return pa.Table.from_pylist(changed, schema=CHANGES), conflicts
+    return pa.Table.from_pylist(changed, schema=pa.schema([KEY, *CHANGES])), conflicts
 
 
 def _equal(crowd: Crowd, kept: Ints, lost: Ints) -> Ints:
     """Pairs (kept, lost) of records with equal pixels, the best of several kept ones: (M, 2)."""
     digests = crowd.looks.digests
-    known, first = np.unique(digests[kept], return_index=True)
-    if not len(known):
+    if len(lost):
+        kept = kept[among(words(digests[lost]), words(digests[kept]))]
+    if not len(lost) or not len(kept):
         return np.zeros((0, 2), np.int64)
+    known, first = np.unique(digests[kept], return_index=True)
     place = np.minimum(np.searchsorted(known, digests[lost]), len(known) - 1)
     same = known[place] == digests[lost]
     return np.stack([kept[first[place[same]]], lost[same]], axis=1)

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from . import disk, image
 from .alone import REASONS, blamed_of
+from .dropped import Dropped
 from .hand import holding, mark_of
+from .looks import SCENE, TILE
 from .remote import Root
 from .sample import Sample, digest, from_table, mix64
 from .staging import StagedFiles
 
 A_GROUP = 24  # pictures of one source and reason
 SIDE_PX = 128
+KIND = ("source", "stage", "dropped")
 SCHEMA = pa.schema([(n, pa.string()) for n in ("key", "source", "stage", "dropped")] + [("jpeg", pa.binary())])
 
 
@@ -39,17 +41,23 @@ class PictureJob:
         return replace(self, samples=mine, path=aside / f"{mark}.parquet")
 
 
-def picture_jobs(dropped: pa.Table, work: Path, aside: Path, roots: dict[str, Root]) -> list[PictureJob]:
-    """A job for each source, stage and reason of a table of dropped records (SCHEMA and `stage`)."""
-    kinds = dropped.group_by(["source", "stage", "dropped"]).aggregate([]).to_pylist()
+def picture_jobs(dropped: Dropped, work: Path, aside: Path, roots: dict[str, Root]) -> list[PictureJob]:
+    """A job for each source, stage and reason."""
+    columns = [dropped.said.column(name).combine_chunks() for name in KIND]
+    kind = np.zeros(len(dropped), np.int64)
+    for column in columns:
+        kind = kind * len(column.dictionary) + column.indices.to_numpy()
+    by = np.lexsort([mix64(dropped.said.column("id").to_numpy(), 0), kind])
+    first = np.flatnonzero(np.diff(kind[by], prepend=-1))
+    nth = np.arange(len(by)) - np.repeat(first, np.diff(first, append=len(by)))
+    table = dropped.read(by[nth < A_GROUP], (*TILE, *SCENE))
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for stage, sample in zip(table.column("stage").to_pylist(), from_table(table), strict=True):
+        groups.setdefault((sample.source, stage, sample.dropped), []).append(sample)
     jobs = []
-    for kind in sorted(kinds, key=lambda k: (k["source"], k["stage"], k["dropped"])):
-        same = [pc.equal(dropped.column(name), kind[name]) for name in ("source", "stage", "dropped")]
-        rows = dropped.filter(pc.and_(pc.and_(same[0], same[1]), same[2]))
-        order = np.argsort(mix64(rows.column("id").to_numpy(), 0), kind="stable")[:A_GROUP]
-        samples = tuple(from_table(rows.take(pa.array(order)).drop_columns(["stage"])))
-        name = digest(kind["stage"], *(json.dumps([s.key, s.path, s.stamp, s.staged, s.dropped]) for s in samples))
-        jobs.append(PictureJob(kind["stage"], samples, work / "pictures" / f"{name}.parquet", work, aside, roots))
+    for (_, stage, _), samples in sorted(groups.items(), key=lambda group: group[0]):
+        name = digest(stage, *(json.dumps([s.key, s.path, s.stamp, s.staged, s.dropped]) for s in samples))
+        jobs.append(PictureJob(stage, tuple(samples), work / "pictures" / f"{name}.parquet", work, aside, roots))
     return jobs
 
 

@@ -260,7 +260,7 @@ class Build(leave.Story):
         done: set[str] = set()
         others = leave.used_by_others(self.work, self.recipe.name, self.out)
         files = [staged for path in cut if path not in others for staged in staging.files_of(path)]
-        ends = collect.ends(jobs, self.work) if free else []
+        ends = collect.ends(jobs) if free and jobs else []
         with self.timed("shards"):
             for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
                 self.counts["shards_written"] += 1
@@ -268,7 +268,9 @@ class Build(leave.Story):
                 done.add(about["name"])
                 while ends and jobs[len(ends) - 1].name in done:
                     ends.pop()
-                    staging.cut_off(files, ends[-1] if ends else {})
+                    staging.cut_off(
+                        files, {self.work / f: end for f, end in (ends[-1].needed() if ends else {}).items()}
+                    )
         if free:
             staging.cut_off(files, {})
 

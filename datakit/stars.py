@@ -2,18 +2,18 @@
 
 Rows come in order of preference. A row is dropped if it is near a kept row before it, and kept otherwise, so a row that
 is itself dropped keeps nobody out. Rows are decided all at once from their pairs where these are few; else the first
-half is decided, the rows of the second half near its kept rows are struck, and the others are decided likewise.
+rows are decided, as many as have few, the others near those of them that are kept are struck, and so on with the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .buckets import LARGER_FIRST, ONLY_LARGER_OTHER, OTHER_FIRST, popcount
+from .buckets import LARGER_FIRST, ONLY_LARGER_OTHER, OTHER_FIRST, Side, popcount
 from .hamming import MAX_RADIUS_BITS, check, packed_pairs
 from .kernels import jit
 
@@ -21,8 +21,9 @@ Signatures = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 Agree = Callable[..., NDArray[np.bool_]]  # (kept rows, rows), with signatures of several places also (places)
 MOST_PLACES = 8
-_ROW, _HEAD = np.uint64(33), np.uint64(3)  # a match: row << 33 | head << 3 | place
-_ONE = np.uint64((1 << 30) - 1)
+_ROW, _HEAD = np.uint64(35), np.uint64(3)  # a match: row << 35 | head << 3 | place
+_ONE = np.uint64((1 << 29) - 1)
+_AT_ONCE = 1 << 25  # signatures of several places that are searched for at once: 40 bytes each
 _ASK = 1 << 20  # pairs of one call of `agree`
 _ROUNDS = 6  # of asking only what surely matters
 _SPARE = 1 << 16  # pairs beyond 4 a row
@@ -81,22 +82,19 @@ class _Stars:
     def __init__(self, signatures: Signatures, radius_bits: int, agree: Agree | None, with_places: bool) -> None:
         self.signatures, self.radius_bits = signatures, radius_bits
         self.agree, self.with_places = agree, with_places
-        self.fits = len(signatures)  # rows whose pairs are likely to be few: more are halved without a try
         self.kept, self.place = np.arange(len(signatures)), np.zeros(len(signatures), np.int8)
 
     def decide(self, rows: Rows) -> None:
         """Decide rows, in ascending order, that are near no kept row before them all."""
+        least = 64  # rows that have few pairs anyway
         while len(rows) > 1:
-            if len(rows) <= self.fits:
-                matches = self.matches(None, rows, 4 * len(rows) + _SPARE)
-                if matches is not None:
-                    self.settle(rows, rows, self.agreed(rows, rows, matches, True))
-                    self.fits = max(self.fits, 2 * len(rows))
-                    return
-                self.fits = max(len(rows) // 2, 64)
-            half = rows[: len(rows) // 2]
-            self.decide(half)
-            rows = self.strike(half[self.kept[half] == half], rows[len(half) :])
+            count = len(rows)
+            while (matches := self.matches(None, rows[:count], 4 * count + _SPARE)) is None:
+                count = max(count // 4, min(least, count // 2))
+            first, rows = rows[:count], rows[count:]
+            self.settle(first, first, self.agreed(first, first, matches, True))
+            rows = self.strike(first[self.kept[first] == first], rows)
+            least = 4 * count  # large clusters are still there if all the others are too many
 
     def strike(self, heads: Rows, rows: Rows) -> Rows:
         """Drop the rows that duplicate a head: kept rows before them. Gives the others."""
@@ -114,20 +112,31 @@ class _Stars:
 
     def matches(self, heads: Rows | None, rows: Rows, most: int) -> Signatures | None:
         """Near pairs, by row, head and place; None if there are more than `most`. No heads: the rows, before others."""
-        found, given = [], self.signatures[rows, 0]
-        for p in range(self.signatures.shape[1]):
-            if heads is None:
-                turned, other = (given, None) if p == 0 else (self.signatures[rows, p], given)
-                order = LARGER_FIRST if p == 0 else ONLY_LARGER_OTHER
-            else:
-                turned, other, order = self.signatures[heads, p], given, OTHER_FIRST
-            pairs = packed_pairs(turned, other, self.radius_bits, order, most)
+        found = []
+        for one, other, order in self.searches(heads, rows):
+            pairs = packed_pairs(one, other, self.radius_bits, order, most)
             if pairs is None or len(pairs) > most:
                 return None
             most -= len(pairs)
-            row, head = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
-            found.append(row << _ROW | head << _HEAD | np.uint64(p))
+            found.append(pairs)
         return found[0] if len(found) == 1 else np.sort(np.concatenate(found))
+
+    def searches(self, heads: Rows | None, rows: Rows) -> Iterator[tuple[Side, Side | None, int]]:
+        """What to search for what, and the order of a pair. Places share a search: it sorts the rows once for all."""
+        given, ones = self.side(rows, 0, 1), rows if heads is None else heads
+        if heads is None:
+            yield given, None, LARGER_FIRST
+        step, places = max(1, _AT_ONCE // len(ones)), self.signatures.shape[1]
+        for place in range(int(heads is None), places, step):
+            one = self.side(ones, place, min(place + step, places))
+            yield one, given, ONLY_LARGER_OTHER if heads is None else OTHER_FIRST
+
+    def side(self, rows: Rows, first: int, stop: int) -> Side:
+        """Signatures of rows at some places, numbered by row << 3 | place."""
+        numbers = np.arange(len(rows), dtype=np.uint32)[:, None] << np.uint32(3) | np.arange(
+            first, stop, dtype=np.uint32
+        )
+        return Side(self.signatures[rows, first:stop].ravel(), numbers.ravel())
 
     def agreed(self, heads: Rows, rows: Rows, matches: Signatures, same: bool) -> Signatures:
         """The matches, sorted, that `agree` says yes to; those that cannot matter are left out unasked.
@@ -188,8 +197,9 @@ def _settle(heads, rows, matches, signatures, kept, place):  # type: ignore[no-u
     """Drop each row that matches a kept head: the first, by the place of least distance."""
     least = np.uint64(0)
     for m in range(matches.size):
-        match = np.int64(matches[m])
-        row, head, p = rows[match >> 33], heads[(match >> 3) & 0x3FFFFFFF], match & 7
+        match = matches[m]
+        row, head = rows[np.int64(match >> _ROW)], heads[np.int64(match >> _HEAD & _ONE)]
+        p = np.int64(match & np.uint64(7))
         if kept[head] != head or (kept[row] != row and kept[row] != head):
             continue
         apart = popcount(signatures[head, p] ^ signatures[row, 0])

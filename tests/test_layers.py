@@ -20,6 +20,7 @@ LAYERS = [
     "image place staging stars looks footprints",
     "pixels masks folders ground rules",
     "sources stages run",
+    "dropped",
     "engine recipe pictures listing card tables semantic crowd",
     "guard series signing ondisk hints trouble",
     "merge grouping",

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ..errors import RecipeError
 from ..hamming import near_between
-from ..looks import CANNOT_SEE, PLACES, TILE, Ints, Likeness, Looks, chance
+from ..looks import CANNOT_SEE, PLACES, TILE, Ints, Likeness, Looks, among, chance, words
 from ..sample import SCHEMA
 
 FORMAT = 1
@@ -104,9 +104,11 @@ def _equal_pixels(one: NDArray[np.bytes_], other: NDArray[np.bytes_]) -> Ints:
     known, first = np.unique(one, return_index=True)
     if not len(known):
         return np.zeros((0, 2), np.int64)
-    place = np.minimum(np.searchsorted(known, other), len(known) - 1)
-    rows = np.flatnonzero((known[place] == other) & (other != b""))
-    return np.stack([first[place[rows]], rows], axis=1).astype(np.int64)
+    rows = among(words(known), words(other))
+    rows = rows[other[rows] != b""]
+    place = np.minimum(np.searchsorted(known, other[rows]), len(known) - 1)
+    same = known[place] == other[rows]
+    return np.stack([first[place[same]], rows[same]], axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True)

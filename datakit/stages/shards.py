@@ -8,7 +8,7 @@ import tarfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..disk import becoming
+from ..disk import ahead, becoming
 from ..errors import StageError
 from ..manifest import MaskSource
 from ..remote import Root, facts
@@ -70,27 +70,49 @@ class Rows:
 
     def take(self, chosen: NDArray[np.int64]) -> Rows:
         """Some of the rows, and only the parts that they are in."""
-        used, part = np.unique(self.part[chosen], return_inverse=True)
-        return Rows(tuple(self.parts[n] for n in used.tolist()), part.astype(np.int32), self.row[chosen])
+        part, used = self.part[chosen], self.used(chosen)
+        number = np.zeros(len(self.parts), np.int32)
+        number[used] = np.arange(len(used))
+        return Rows(tuple(self.parts[n] for n in used.tolist()), number[part], self.row[chosen])
+
+    def used(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The parts, by number, that some of the rows are in."""
+        return np.flatnonzero(np.bincount(self.part[chosen], minlength=len(self.parts)))
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """The records, or some columns of them, in order; of each part only the row groups that are needed."""
         by_part = np.argsort(self.part, kind="stable")
-        used, begins = np.unique(self.part[by_part], return_index=True)
-        wanted = np.split(self.row[by_part], begins[1:])
-        tables = [_read_rows(self.parts[n], rows, columns) for n, rows in zip(used.tolist(), wanted, strict=True)]
+        part = self.part[by_part]
+        begins = np.flatnonzero(np.diff(part, prepend=-1))
+        wanted = zip(part[begins].tolist(), np.split(self.row[by_part], begins[1:]), strict=True)
+        tables = list(ahead(lambda some: _read_rows(self.parts[some[0]], some[1], columns), wanted))
+        table = pa.concat_tables(tables)
+        if np.array_equal(by_part, np.arange(len(self))):
+            return table
         places = np.empty(len(self), np.int64)
         places[by_part] = np.arange(len(self))
-        return pa.concat_tables(tables).take(pa.array(places))
+        return table.take(pa.array(places))
 
 
 def _read_rows(path: Path, rows: NDArray[np.int64], columns: list[str] | None) -> pa.Table:
-    file = pq.ParquetFile(path)
-    begins = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
-    groups = np.unique(np.searchsorted(begins, rows, side="right") - 1)
-    table = file.read_row_groups(groups.tolist(), columns)
+    with pq.ParquetFile(path) as file:
+        begins = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
+        groups = np.unique(np.searchsorted(begins, rows, side="right") - 1)
+        table = file.read_row_groups(groups.tolist(), columns, use_threads=False)
     base = np.concatenate([np.arange(begins[g], begins[g + 1]) for g in groups.tolist()])
     return table.take(pa.array(np.searchsorted(base, rows))).replace_schema_metadata(None)
+
+
+class Reach(NamedTuple):
+    """How far staging files are needed."""
+
+    files: tuple[str, ...]  # all that a build has
+    end_bytes: NDArray[np.int64]  # of each; 0: not at all
+
+    def needed(self) -> dict[str, int]:
+        """Those that are."""
+        some = np.flatnonzero(self.end_bytes)
+        return {self.files[n]: end for n, end in zip(some.tolist(), self.end_bytes[some].tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -102,7 +124,7 @@ class ShardJob:
     members: tuple[str, ...]  # of every sample; the image is the first
     rows: Rows
     changes: pa.Table  # `id` and fields of some of them that differ from the records
-    reach: dict[str, int]  # the last byte of each staging file that it needs
+    reach: Reach
     sidecar: Path  # where the shard's records go: in the work folder
     out: Root
     work: Path
@@ -110,9 +132,12 @@ class ShardJob:
 
 def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The order of a set; StageError if two samples have one id."""
-    if len(np.unique(ids)) != len(ids):
+    mixed = mix64(ids, seed)
+    by = np.argsort(mixed)  # numbers that differ: any sort is stable
+    mixed = mixed[by]
+    if (mixed[1:] == mixed[:-1]).any():
         raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
-    return np.argsort(mix64(ids, seed), kind="stable")
+    return by
 
 
 def note_of(job: ShardJob) -> Path:

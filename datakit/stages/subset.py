@@ -42,18 +42,18 @@ class Subset(Spec):
 
     def reasons(self, ids: NDArray[np.int64], sources: NDArray[Any], entropy: NDArray[Any], seed: int) -> NDArray[Any]:
         """Why each sample is left out, "" if it stays: (N,) ids, source names, entropy in bits -> (N,) text."""
-        order = np.argsort(mix64(ids, seed), kind="stable")
-        out = np.full(len(ids), "", object)
+        order = np.argsort(mix64(ids, seed))
+        out = np.zeros(len(ids), np.int8)  # number of the reason
         for source, most in self.per_source.items():
-            out[order[sources[order] == source][most:]] = "subset_source"
+            out[order[sources[order] == source][most:]] = 1
         if "flat" in self.cap:
-            order = order[out[order] == ""]
+            order = order[out[order] == 0]
             too_many = over_cap(entropy[order] < self.flat_entropy_bits, self.cap["flat"])
-            out[order[too_many]] = "subset_flat"
-        order = order[out[order] == ""]
+            out[order[too_many]] = 2
+        order = order[out[order] == 0]
         count = len(order) if self.share is None else round(len(order) * self.share)
-        out[order[count if self.count is None else self.count :]] = "subset_count"
-        return out
+        out[order[count if self.count is None else self.count :]] = 3
+        return np.array(["", "subset_source", "subset_flat", "subset_count"], object)[out]
 
 
 def over_cap(flat: NDArray[np.bool_], cap: float) -> NDArray[np.bool_]:

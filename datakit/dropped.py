@@ -1,0 +1,47 @@
+"""What was left out of a set, by any stage: why, in columns, and where the records are, in the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .sample import SCHEMA
+from .stages.shards import Rows
+
+SAID = ("dropped", "detail", "lost_to", "distance_bits", "turned")  # columns that say why
+AT_ONCE = 1 << 16  # records that are read and written together: 1 kB each
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Records that were left out, in order of source, name and window."""
+
+    rows: Rows
+    said: pa.Table  # of the same rows: `id`, `source`, `stage`, and SAID, which the parts do not tell
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, some: NDArray[np.int64], without: Sequence[str] = ()) -> pa.Table:
+        """Some of the records, by number, but for some columns: SCHEMA and `stage`."""
+        columns = [name for name in SCHEMA.names if name not in without]
+        table = self.rows.take(some).read(columns) if len(some) else SCHEMA.empty_table().select(columns)
+        said = self.said.take(pa.array(some))
+        for name in SAID:
+            field = SCHEMA.field(name)
+            table = table.set_column(table.schema.get_field_index(name), field, said.column(name).cast(field.type))
+        return table.append_column("stage", said.column("stage").cast(pa.string()))
+
+    def write(self, path: Path, without: Sequence[str] = ()) -> None:
+        """Write all of them, a piece at a time: those of one source lie together, so a part is read once or twice."""
+        first = self.read(np.arange(min(AT_ONCE, len(self))), without)
+        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            writer.write_table(first)
+            for begin in range(AT_ONCE, len(self), AT_ONCE):
+                writer.write_table(self.read(np.arange(begin, min(begin + AT_ONCE, len(self))), without))
