@@ -22,7 +22,7 @@ from . import __version__, alone, image
 from .call import call
 from .disk import aside
 from .errors import StageError
-from .hand import Limits
+from .hand import Limits, works_for
 from .run import explained
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class Guarded:
 
     def __call__(self, item: Any) -> Any:
         has_bytes = self.check()
+        works_for(self.token)
         if not hasattr(item, "only"):
             return self.task(item)
         limits = self.limits if self.limits.memory_bytes else replace(self.limits, memory_bytes=has_bytes)

@@ -84,6 +84,18 @@ class _Hand:
 
 
 _hand: _Hand | None = None  # of this process: it makes one part at a time
+_build: Path | None = None  # a folder that is there as long as the build whose task is in hand
+
+
+def works_for(build: Path | None) -> None:
+    """Say whose task this process has: `build` is a folder that is gone when the build is."""
+    global _build
+    _build = build
+
+
+def is_wanted() -> bool:
+    """Whether the build whose task is in hand still goes on, or died without a word and was not begun again."""
+    return _build is None or _build.exists()
 
 
 @contextmanager

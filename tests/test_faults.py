@@ -29,6 +29,7 @@ from datakit.errors import StageError
 from datakit.folders import STEPS
 from datakit.hand import InHand, Limits
 from datakit.sample import Sample
+from datakit.stages.shards import write_shard
 from datakit.status import lines, status
 
 FAULTS = Path(__file__).parent / "faults"
@@ -255,6 +256,24 @@ def test_the_first_making_of_a_part_stays(forty: Path, tmp_path: Path) -> None:
     assert part.read_bytes() == before
     assert all(path.read_bytes() == data for path, data in staged.items())
     assert len(list(part.parent.glob("*.staged"))) == 2
+
+
+def test_a_shard_that_an_orphan_ends_late_is_not_put(
+    forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its build is gone, and another one with another recipe has written a shard of that name."""
+    out, jobs = tmp_path / "out", []
+    monkeypatch.setattr(pipeline, "write_shard", lambda job: jobs.append(job) or write_shard(job))
+    datakit.build(recipe_of("forty"), forty, out, workers=0)
+    datakit.build(recipe_of("forty", subset={"count": 10}), forty, out, workers=0)
+    after = digests(out)
+    hand.works_for(tmp_path / "out.work" / "tmp" / "of-a-build-that-is-gone")
+    try:
+        with pytest.raises(StageError, match="the build that it is for has ended"):
+            write_shard(jobs[0])
+    finally:
+        hand.works_for(None)
+    assert digests(out) == after
 
 
 def test_freed_tiles_that_are_cut_otherwise_are_made_anew(forty: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from ..disk import ahead, becoming
 from ..errors import StageError
+from ..hand import is_wanted
 from ..manifest import MaskSource
 from ..remote import Root, facts
 from ..sample import Sample, Spec, digest, from_table, mix64
@@ -193,6 +194,8 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
             places.append(row)
         file.write(END)
         hasher.update(END)
+        if not is_wanted():  # a later build may have written another shard of this name
+            raise StageError(f"{job.name}: the build that it is for has ended")
     about = {
         "name": job.name,
         "split": job.split,
