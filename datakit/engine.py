@@ -32,6 +32,7 @@ MOST_DEATHS = 3  # that Dask may report of one task before we give up; it has tr
 WAIT_S = 5.0  # between two looks at the cluster while no task ends
 LOST_S = 20.0  # without a scheduler
 CONNECT_S = 15.0
+ANSWER_S = 10.0  # to a question
 SAY_S = 30.0  # between two lines that say that we wait
 START = "Start it again, then run the same command: it goes on where it was"
 SHARE = 0.8  # of the machine's memory, where no cap is given
@@ -301,7 +302,7 @@ def join(scheduler: str, say: Callable[[str], None]) -> Any:
 def workers_of(client: Any) -> dict[str, int]:
     """Threads by worker; StageError where the scheduler does not say."""
     try:
-        found: dict[str, int] = client.sync(client.scheduler.ncores, callback_timeout=LOST_S)
+        found: dict[str, int] = client.sync(client.scheduler.ncores, callback_timeout=ANSWER_S)
     except (OSError, TimeoutError, CancelledError) as exc:
         raise StageError(f"the Dask scheduler does not answer. {START} ({type(exc).__name__})") from exc
     return found
