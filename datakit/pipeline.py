@@ -36,6 +36,7 @@ class Build(leave.Story):
 
     engine: Engine = field(default_factory=lambda: Engine(0))
     say: Report = print
+    clean: set[Path] = field(default_factory=set)  # parts in which no stage dropped a record
     clock: dict[str, tuple[float, float]] = field(default_factory=dict)  # when a step began, and last said something
 
     def run(self, free: bool, retry: Sequence[str] = ()) -> Manifest:
@@ -57,7 +58,7 @@ class Build(leave.Story):
         uses += decided.paths
         chosen = collect.choose(self.recipe, parts["measured"], decided)
         self.funnels["subset"] = chosen.funnel
-        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen)
+        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen, self.clean)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with disk.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
@@ -157,7 +158,7 @@ class Build(leave.Story):
         for source, path in zip(before, after, strict=True):
             stage = self.stage_of(name, source_of(path))
             if path.exists() or stage is None:
-                funnel.add(run.read_done(path).funnel)
+                self.add(funnel, run.read_done(path))
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 retried = frozenset(again.get(f"{name}/{path.stem.rpartition('-')[0]}", []))
@@ -166,7 +167,7 @@ class Build(leave.Story):
         with self.timed(name):
             for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
                 self.count(name, done)
-                funnel.add(done.funnel)
+                self.add(funnel, done)
                 self.progress(name, n, len(jobs))
         self.funnels[name] = funnel
         recipe = self.recipe
@@ -177,6 +178,10 @@ class Build(leave.Story):
             check_shares(rules.rules, sum(funnel.came.values()), reasons)
         if name in ("scan", "cut"):
             trouble.check_readable(self.recipe.sources, name, funnel, after)
+
+    def add(self, funnel: Funnel, done: Done) -> None:
+        funnel.add(done.funnel)
+        self.clean |= set() if done.funnel.dropped else {done.path}
 
     def count(self, step: str, done: Done) -> None:
         self.counts["parts_made"] += 1
@@ -261,9 +266,8 @@ class Build(leave.Story):
                 done.add(about["name"])
                 while ends and jobs[len(ends) - 1].name in done:
                     ends.pop()
-                    staging.cut_off(
-                        files, {self.work / f: end for f, end in (ends[-1].needed() if ends else {}).items()}
-                    )
+                    keep = ends[-1].needed() if ends else {}
+                    staging.cut_off(files, {self.work / name: end for name, end in keep.items()})
         if free:
             staging.cut_off(files, {})
 
