@@ -194,9 +194,9 @@ def plan(made: Made, parts: dict[str, list[Path]], lists: list[Path], work: Path
     lost = {stage: table.num_rows for stage, table in decided.lost.items()}
     with clock.step("choose", "subset and order"):
         chosen = collect.choose(recipe, last, decided)
-    dropped = None
+    clean = {path for step in STEPS for path in parts[step]}  # as a build knows from the counts of the parts
     with clock.step("dropped", "what was left out, in order"):
-        dropped = collect.dropped_records(parts, decided, chosen)
+        dropped = collect.dropped_records(parts, decided, chosen, clean)
     with clock.step("dropped_written", "dropped.parquet"):
         leave.put(out, "dropped.parquet", lambda path: dropped.write(path, leave.NOT_LEFT))
     with clock.step("shards", "shards"):

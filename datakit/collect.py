@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from .recipe import Recipe
 from .remote import Root
 from .run import Funnel, read_done
 from .sample import SCHEMA, digest, mix64
-from .stages.shards import Reach, Rows, ShardJob, order
+from .stages.shards import Reach, Rows, ShardJob, order, pick
 
 FEW = ("source", "split", "staged")  # texts of which there are few: kept as numbers
 PLAN = [*FEW, "id", "entropy_bits", "psnr_db", "staged_offset", "staged_bytes"]
@@ -100,12 +100,18 @@ def counted(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
 
 
-def dropped_records(parts: dict[str, list[Path]], decided: Decided, chosen: Chosen) -> Dropped:
-    """Every record that was left out, by any stage, with the stage's name; in order of source, name and window."""
+def dropped_records(
+    parts: dict[str, list[Path]], decided: Decided, chosen: Chosen, clean: Container[Path] = ()
+) -> Dropped:
+    """Every record that was left out, by any stage, with the stage's name; in order of source, name and window.
+
+    clean: parts in which no record is known to be dropped.
+    """
     stages: dict[Path, str] = {}
     for stage, paths in parts.items():
         for path in paths:
             stages.setdefault(path, stage)  # a stage that the recipe leaves out passes its parts on
+    stages = {path: stage for path, stage in stages.items() if path not in clean}
     by_rules = [path for path, lost in zip(stages, disk.ahead(loses, stages), strict=True) if lost]
     every = list(dict.fromkeys([*parts["measured"], *by_rules]))
     number = {path: n for n, path in enumerate(every)}
@@ -167,7 +173,7 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
     splits = chosen.columns.column("split").combine_chunks()
     names = [recipe.shards.split] if recipe.shards.split else sorted(counted(splits))
     suffixes = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
-    parts = [str(p.relative_to(work)) for p in chosen.rows.parts]
+    parts = tuple(str(p.relative_to(work)) for p in chosen.rows.parts)
     changes, reach = Changes(chosen.changes, ids, recipe.seed), Reaches(chosen.columns)
     jobs = []
     for split in names:
@@ -177,7 +183,7 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
             name, mine = f"{recipe.name}-{split or 'unsplit'}-{n:06d}.tar", members[low:high]
             changed = changes.of(mine)
             which = hashlib.blake2b(ids[mine].tobytes()).hexdigest()
-            made_of = [*(parts[n] for n in chosen.rows.used(mine).tolist()), json.dumps(changed.to_pylist())]
+            made_of = [*pick(parts, chosen.rows.used(mine)), json.dumps(changed.to_pylist())]
             made = digest(str(recipe.shards.VERSION), *suffixes, name, which, *made_of)
             sidecar = work / "shards" / f"{made}.parquet"
             rows = chosen.rows.take(mine)
@@ -200,8 +206,9 @@ class Changes:
     def of(self, samples: NDArray[np.int64]) -> pa.Table:
         """Those of some samples, ascending, in the order of the table."""
         low, high = np.searchsorted(self.places, [samples[0], samples[-1] + 1])
-        mine = np.isin(self.places[low:high], samples)
-        return self.table.take(pa.array(np.sort(self.rows[low:high][mine])))
+        rows, places = self.rows[low:high], self.places[low:high]
+        at = np.minimum(np.searchsorted(samples, places), len(samples) - 1)
+        return self.table.take(pa.array(np.sort(rows[samples[at] == places])))
 
 
 class Reaches:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from . import disk
 from .dropped import SAID
-from .looks import SCENE, TILE, TURNS, Ints, Looks
-from .sample import SCHEMA, key_id, make_key
+from .looks import SCENE, TILE, TURNS, Ints, Looks, fill, zeros
+from .sample import KEY_CHARS, SCHEMA, key_id, make_key
 from .sources.scan import Source
 from .stages.dedup import Facts, Windows
 from .stages.shards import Rows
@@ -42,7 +42,7 @@ RANK = [
 LOST = pa.schema(
     [("part", pa.int32()), ("row", pa.int64()), *((n, SCHEMA.field(n).type) for n in ("key", "source", *SAID))]
 )
-NEEDS = [*RANK, "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
+NEEDS = ["key", *RANK, "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Crowd:
     """N records, and the I images that they are of."""
 
     rows: Rows
+    key: NDArray[np.bytes_]  # (N,)
     source: NDArray[Any]  # (N,) names
     facts: Facts  # of the records
     looks: Looks
@@ -85,20 +86,24 @@ class Crowd:
             out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
         return out
 
-    def keys(self, rows: Ints) -> pa.ChunkedArray:
+    def keys(self, rows: Ints) -> pa.Array:
         """Keys of some records."""
-        return self.rows.take(rows).read(["key"]).column("key") if len(rows) else pa.chunked_array([], pa.string())
+        return pa.array(self.key[rows], pa.binary()).cast(pa.string())
 
     def image_keys(self, images: Ints) -> list[str]:
         """Keys of images: of one in tiles, that which it had before it was sliced."""
-        names = self.texts(self.first[images], "source", "name")
-        return [make_key(row["source"], row["name"]) for row in names]
+        first = self.first[images]
+        keys: NDArray[Any] = self.key[first].astype(object)
+        cut = np.flatnonzero(~self.whole[first])
+        names = self.texts(first[cut], "source", "name")
+        keys[cut] = [make_key(row["source"], row["name"]).encode() for row in names]
+        return [key.decode() for key in keys.tolist()]
 
     def lost(
         self,
         rows: Ints,
         dropped: Sequence[str],
-        to: Sequence[str] | pa.ChunkedArray,
+        to: Sequence[str] | pa.Array,
         match: Match | None = None,
         detail: Sequence[str] = (),
     ) -> pa.Table:
@@ -133,37 +138,37 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
 
     sources: in the recipe's order.
     """
-    most = max(sum(pq.read_metadata(path).num_rows for path in parts), 1)
+    most = max(sum(disk.ahead(lambda path: int(pq.read_metadata(path).num_rows), parts)), 1)
+    keys = zeros((most,), f"S{KEY_CHARS}", folder)
     tiles, scenes = Looks.empty(most, folder / "tiles"), Looks.empty(most, folder / "scenes")
     rank = {source.name: n for n, source in enumerate(sources)}
     names = Names(sources)
-    some: list[dict[str, NDArray[Any]]] = []
-    images: list[dict[str, NDArray[Any]]] = []
-    n, i = 0, 0
+    records, images = Filled(most), Filled(most)
     for number, table in enumerate(disk.tables(parts, NEEDS)):
         stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
         table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
         if not len(stays):
             continue
-        mine = _records(table, rank)
+        mine, n, i = _records(table, rank), records.count, images.count
         tiles.put(n, table, TILE)
+        fill(keys, n, texts_of(table.column("key"), KEY_CHARS))
         first, its = _images(table, mine)
         of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
         scenes.put(i, of_images, SCENE)
         mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
-        some.append(mine)
-        images.append({**its, **names.read(of_images), "first": first + n})
-        n, i = n + len(stays), i + len(first)
-    c, im = _joined(some), _joined(images)
+        records.add(mine)
+        images.add({**its, **names.read(of_images), "first": first + n})
+    c, im = records.columns(), images.columns()
     return Crowd(
-        rows=Rows(tuple(parts), c["part"], c["row"].astype(np.int64)),
+        rows=Rows(tuple(parts), c["part"], c["row"]),
+        key=keys[: records.count],
         source=c["name_of_source"],
         facts=Facts(*(c[name] for name in Facts._fields)),
-        looks=tiles.cut(n),
+        looks=tiles.cut(records.count),
         windows=Windows(c["image"], c["window"]),
         whole=c["whole"],
         image_facts=Facts(*(im[name] for name in Facts._fields)),
-        image_looks=scenes.cut(i),
+        image_looks=scenes.cut(images.count),
         first=im["first"],
         taken_s=im["taken_s"],
         place=im["place"],
@@ -235,9 +240,29 @@ def seconds_of(acquired: str) -> int:
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
 
 
-def _joined(some: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Columns of many tables, put together; those of the tables are given up, one after the other."""
-    return {name: np.concatenate([one.pop(name) for one in some]) for name in [*some[0]]}
+def texts_of(column: pa.ChunkedArray, most: int) -> NDArray[np.bytes_]:
+    """Texts of at most so many ASCII characters as an array."""
+    padded = pc.utf8_rpad(column.combine_chunks(), most, "\0")
+    out: NDArray[np.bytes_] = np.frombuffer(padded.buffers()[2], f"S{most}", len(padded))
+    return out
+
+
+class Filled:
+    """Columns that grow to at most so many rows, in place: small pieces of them would be left in the heap."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+        self.filled: dict[str, NDArray[Any]] = {}
+
+    def add(self, columns: dict[str, NDArray[Any]]) -> None:
+        for name, values in columns.items():
+            if name not in self.filled:
+                self.filled[name] = np.empty((self.most, *values.shape[1:]), values.dtype)
+            self.filled[name][self.count : self.count + len(values)] = values
+        self.count += len(values)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        return {name: values[: self.count] for name, values in self.filled.items()}
 
 
 def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from . import disk, guard, image, merge
 from .crowd import LOST, Crowd, read_crowd
-from .merge import CHANGES, Merged
+from .inherit import CHANGES
+from .merge import Merged
 from .recipe import Recipe
 from .remote import Root
 from .run import Funnel
@@ -140,8 +141,9 @@ class Decider:
         """Records that no stage has dropped so far, (N,)."""
         rows = self.crowd.rows  # in order of part and row
         alive = np.ones(len(rows), bool)
+        begins = np.searchsorted(rows.part, np.arange(len(self.parts) + 1, dtype=np.int32))
         for part, gone in decided.gone().items():
-            begin, end = np.searchsorted(rows.part, [part, part + 1])
+            begin, end = begins[part : part + 2]
             alive[begin + np.searchsorted(rows.row[begin:end], gone)] = False
         return alive
 

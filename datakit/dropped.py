@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .disk import ahead
 from .sample import SCHEMA
 from .stages.shards import Rows
 
 SAID = ("dropped", "detail", "lost_to", "distance_bits", "turned")  # columns that say why
-AT_ONCE = 1 << 16  # records that are read and written together: 1 kB each
+AT_ONCE = 1 << 15  # records that are read and written together: 1 kB each, several times
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class Dropped:
 
     def write(self, path: Path, without: Sequence[str] = ()) -> None:
         """Write all of them, a piece at a time: those of one source lie together, so a part is read once or twice."""
-        first = self.read(np.arange(min(AT_ONCE, len(self))), without)
-        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-            writer.write_table(first)
-            for begin in range(AT_ONCE, len(self), AT_ONCE):
-                writer.write_table(self.read(np.arange(begin, min(begin + AT_ONCE, len(self))), without))
+        rows = np.arange(len(self))
+        pieces = [rows[begin : begin + AT_ONCE] for begin in range(0, max(len(rows), 1), AT_ONCE)]
+        writer = None
+        for table in ahead(lambda some: self.read(some, without), pieces):
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer:
+            writer.close()

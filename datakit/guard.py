@@ -120,7 +120,7 @@ def _products(crowd: Crowd, alive: Bools, lost: pa.Table, gone: Ints) -> tuple[p
 
 def _told(crowd: Crowd, held: HeldOut, matches: Matches, level: str) -> list[dict[str, Any]]:
     """Matches as the certificate lists them."""
-    keys = crowd.image_keys(matches.row) if level == "image" else [r["key"] for r in crowd.texts(matches.row, "key")]
+    keys = crowd.image_keys(matches.row) if level == "image" else crowd.keys(matches.row).to_pylist()
     looks = crowd.image_looks if level == "image" else crowd.looks
     told = []
     for key, row, entry, place, bits in zip(keys, *(c.tolist() for c in matches[:4]), strict=True):

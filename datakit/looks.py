@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,10 @@ class Looks:
     def empty(cls, n: int, folder: Path | None = None) -> Looks:
         """Of n pictures, all zero; in files that are mapped, if there is a folder for them: they have 300 B each."""
         return cls(
-            _zeros((n, PLACES), "uint64", folder),
-            _zeros((n, 8, 8, 3), "uint8", folder),
-            _zeros((n,), "S16", folder),
-            _zeros((n,), "float64", folder),
+            zeros((n, PLACES), "uint64", folder),
+            zeros((n, 8, 8, 3), "uint8", folder),
+            zeros((n,), "S16", folder),
+            zeros((n,), "float64", folder),
         )
 
     @classmethod
@@ -80,16 +81,20 @@ class Looks:
     def put(self, begin: int, table: pa.Table, names: tuple[str, ...] = TILE) -> None:
         """Fill rows from `begin` on from a table; those that were not measured stay zero."""
         signatures, thumbnails, digests, entropy = (table.column(name).combine_chunks() for name in names)
-        these = slice(begin, begin + table.num_rows)
-        self.entropy_bits[these] = np.nan_to_num(np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64))
         measured = np.asarray(pc.greater(pc.binary_length(digests), 0))
-        rows: Any = these
         if not measured.all():
-            rows = begin + np.flatnonzero(measured)
             signatures, thumbnails, digests = (c.filter(pa.array(measured)) for c in (signatures, thumbnails, digests))
-        self.signatures[rows] = signatures.flatten().to_numpy().reshape(-1, PLACES)
-        self.thumbnails[rows] = _bytes_of(thumbnails, 192).reshape(-1, 8, 8, 3)
-        self.digests[rows] = _bytes_of(digests, 16).view("S16").ravel()
+        for array, values in (
+            (self.signatures, signatures.flatten().to_numpy().reshape(-1, PLACES)),
+            (self.thumbnails, _bytes_of(thumbnails, 192).reshape(-1, 8, 8, 3)),
+            (self.digests, _bytes_of(digests, 16).view("S16").ravel()),
+        ):
+            if len(values) < table.num_rows:
+                every = np.zeros((table.num_rows, *values.shape[1:]), values.dtype)
+                every[measured] = values
+                values = every
+            fill(array, begin, values)
+        fill(self.entropy_bits, begin, np.nan_to_num(np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64)))
 
     def cut(self, n: int) -> Looks:
         """The first n."""
@@ -115,7 +120,8 @@ class Looks:
         return out
 
 
-def _zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[Any]:
+def zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[Any]:
+    """An array of zeros; in a file that is mapped, if there is a folder for it."""
     if folder is None:
         return np.zeros(shape, dtype)
     folder.mkdir(exist_ok=True)
@@ -123,6 +129,16 @@ def _zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[A
     with path.open("wb") as file:  # a full disk is an error now, and not a signal when a page is touched
         os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def fill(array: NDArray[Any], begin: int, values: NDArray[Any]) -> None:
+    """Put values into rows of an array; if it is mapped, through its file: a page need not be touched for that."""
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap):
+        with Path(str(array.filename)).open("r+b", buffering=0) as file:
+            file.seek(begin * array.strides[0])
+            file.write(np.ascontiguousarray(values, array.dtype).data)
+    else:
+        array[begin : begin + len(values)] = values
 
 
 def _bytes_of(column: Any, size: int) -> NDArray[np.uint8]:

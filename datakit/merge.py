@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,22 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from . import semantic
 from .crowd import Crowd, Match
+from .inherit import CHANGES, NEEDS, NO_BOXES, inherited
 from .looks import CANNOT_SEE, PLACES, Ints, among, chance, words
 from .recipe import Recipe
-from .sample import SCHEMA, make_key
 from .series import Kept, Series, twins
 from .stages.dedup import Dedup, Pairs, Stars, order, overlap_share
 
-CHANGED = ("licences", "label", "label_source", "boxes", "boxes_source", "also")  # fields of a kept record
-CHANGES = pa.schema([("id", pa.int64()), *((name, SCHEMA.field(name).type) for name in CHANGED)])
-KEY = pa.field("key", pa.string())
-NO_BOXES = "[]"
-SEPARATOR = "\x1f"  # of texts; no licence has it in its name
 LARGEST = 10  # groups of duplicates that are named
 Bools = NDArray[np.bool_]
 
@@ -169,7 +162,7 @@ def about(recipe: Recipe, crowd: Crowd, scenes: Stars, tiles: Stars, compared: S
     for name, stars, n in (("images", scenes, compared[0]), ("tiles", tiles, compared[1])):
         stars_of, size = np.unique(stars.kept[stars.lost], return_counts=True)
         stars_of, size = (each[size >= np.sort(size)[-LARGEST:].min(initial=0)] for each in (stars_of, size))
-        keys = crowd.image_keys(stars_of) if name == "images" else [r["key"] for r in crowd.texts(stars_of, "key")]
+        keys = crowd.image_keys(stars_of) if name == "images" else crowd.keys(stars_of).to_pylist()
         largest = sorted(zip((-size).tolist(), keys, strict=True))[:LARGEST]
         levels[name] = {
             "compared": n,
@@ -193,17 +186,21 @@ def take_over(crowd: Crowd, scenes: Stars, lost: Ints, kept: Ints) -> tuple[pa.T
     and licences over; equal pixels of whole images carry label and licences to all tiles of the one that was kept.
     """
     equal = _equal(crowd, kept, lost)
-    pairs = np.concatenate([equal, _of_twins(crowd, scenes, kept, equal)])
-    rows, places = np.unique(pairs, return_inverse=True)
+    twins_of = _of_twins(crowd, scenes, kept, equal)
+    rows = np.unique(np.concatenate([equal, twins_of]))
     if not len(rows):
         return CHANGES.empty_table(), []
-    one, other = places.reshape(-1, 2).T
-    of_tiles = np.arange(len(pairs)) < len(equal)
-    table = crowd.rows.take(rows).read(["key", "source", "name", "id", *CHANGED])
-    odd = np.isin(one, one[~of_tiles | _tells(table, one, other)])
-    changed, conflicts = _inherited(table, one[odd], other[odd], of_tiles[odd])
-    both = pa.concat_tables([_listed(table, one[~odd], other[~odd]), changed])
-    return both.sort_by("key").drop_columns(["key"]), conflicts
+    table = crowd.rows.take(rows).read([*NEEDS])
+    one, other = np.searchsorted(rows, equal.T)
+    whose, twin = np.searchsorted(rows, twins_of.T)
+    whole = table.take(pa.array(twin))  # tiles as their images: boxes are of another window
+    keys = crowd.image_keys(crowd.windows.image[twins_of[:, 1]])
+    for name, values in (("key", keys), ("boxes", [NO_BOXES] * len(twin))):
+        whole = whole.set_column(
+            whole.schema.get_field_index(name), whole.schema.field(name), pa.array(values, pa.string())
+        )
+    every = pa.concat_tables([table, whole])
+    return inherited(every, np.append(one, whose), np.append(other, len(rows) + np.arange(len(twin))))
 
 
 def _of_twins(crowd: Crowd, scenes: Stars, kept: Ints, equal: Ints) -> Ints:
@@ -224,62 +221,6 @@ def _of_twins(crowd: Crowd, scenes: Stars, kept: Ints, equal: Ints) -> Ints:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _numbers(table: pa.Table, name: str) -> tuple[NDArray[np.int32], list[str]]:
-    """A column of text, or of lists of text, as numbers of the values that occur, and these."""
-    column = table.column(name).combine_chunks()
-    column = pc.binary_join(column, SEPARATOR) if pa.types.is_list(column.type) else column
-    column = column.dictionary_encode()
-    return column.indices.to_numpy(), column.dictionary.to_pylist()
-
-
-def _tells(table: pa.Table, one: Ints, other: Ints) -> Bools:
-    """Whether the other record of a pair, by number, says anything that the first does not say."""
-    licences, _ = _numbers(table, "licences")
-    tells: Bools = licences[one] != licences[other]
-    for name, none in (("label", ""), ("boxes", NO_BOXES)):
-        numbers, texts = _numbers(table, name)
-        said = np.array([text != none for text in texts], bool)[numbers]
-        tells |= said[other] & (numbers[one] != numbers[other])
-    return tells
-
-
-def _listed(table: pa.Table, one: Ints, other: Ints) -> pa.Table:
-    """Kept records whose duplicates say nothing new, with the list of these: `key` and CHANGES. For pairs by number."""
-    spell: dict[str, Callable[[str], str]] = {
-        "source": json.dumps,
-        "label": json.dumps,
-        "licences": lambda text: json.dumps(text.split(SEPARATOR) if text else []),
-        "boxes": lambda text: str(len(json.loads(text))),
-    }
-    pieces: list[Any] = ['{"key": "', table.column("key").combine_chunks(), '"']  # a key has no character to escape
-    for name in spell:
-        numbers, texts = _numbers(table, name)
-        pieces += [f', "{name}": ', pa.array(map(spell[name], texts), pa.string()).take(pa.array(numbers))]
-    entries = pc.binary_join_element_wise(*pieces, "}", "")
-    rank = np.argsort(pc.sort_indices(table.column("key")).to_numpy())
-    by = np.lexsort([rank[other], one])
-    begins = np.flatnonzero(np.diff(one[by], prepend=-1))
-    offsets = pa.array(np.append(begins, len(by)), pa.int32())
-    also = pc.binary_join(pa.ListArray.from_arrays(offsets, entries.take(pa.array(other[by]))), ", ")
-    kept = table.select(["key", *CHANGES.names]).take(pa.array(one[by][begins])).drop_columns(["also"])
-    return kept.append_column("also", pc.binary_join_element_wise("[", also, "]", ""))
-
-
-def _inherited(table: pa.Table, one: Ints, other: Ints, of_tiles: Bools) -> tuple[pa.Table, list[dict[str, str]]]:
-    """Kept records with what their duplicates say, `key` and CHANGES, and where these contradict them."""
-    rows = np.unique([one, other])
-    facts = dict(zip(rows.tolist(), table.take(pa.array(rows)).to_pylist(), strict=True))
-    others: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row, its, of_tile in zip(one.tolist(), other.tolist(), of_tiles.tolist(), strict=True):
-        others[row].append(facts[its] if of_tile else _without_boxes(facts[its]))
-    changed, conflicts = [], []
-    for row in sorted(others, key=lambda n: str(facts[n]["key"])):
-        new, said = inherit(facts[row], sorted(others[row], key=lambda fact: str(fact["key"])))
-        changed.append({"key": facts[row]["key"], **new})
-        conflicts += said
-    return pa.Table.from_pylist(changed, schema=pa.schema([KEY, *CHANGES])), conflicts
-
-
 def _equal(crowd: Crowd, kept: Ints, lost: Ints) -> Ints:
     """Pairs (kept, lost) of records with equal pixels, the best of several kept ones: (M, 2)."""
     digests = crowd.looks.digests
@@ -291,29 +232,3 @@ def _equal(crowd: Crowd, kept: Ints, lost: Ints) -> Ints:
     place = np.minimum(np.searchsorted(known, digests[lost]), len(known) - 1)
     same = known[place] == digests[lost]
     return np.stack([kept[first[place[same]]], lost[same]], axis=1)
-
-
-def _without_boxes(fact: dict[str, Any]) -> dict[str, Any]:
-    """A tile as its whole image: its boxes are of another window."""
-    return {**fact, "key": make_key(fact["source"], fact["name"]), "boxes": NO_BOXES}
-
-
-def inherit(own: dict[str, Any], others: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """A kept record with what its exact duplicates say, and where they contradict it."""
-    new = {name: own[name] for name in ("id", *CHANGED)}
-    conflicts, also = [], []
-    for other in others:
-        new["licences"] = [*new["licences"], *(name for name in other["licences"] if name not in new["licences"])]
-        for what, none in (("label", ""), ("boxes", NO_BOXES)):
-            if other[what] == none or other[what] == new[what]:
-                continue
-            if new[what] == none:
-                new[what], new[f"{what}_source"] = other[what], other["source"]
-            else:
-                told = {"kept": new[what], "other": other[what]} if what == "label" else {}
-                source = new[f"{what}_source"] or own["source"]
-                who = {"key": own["key"], "source": source, "other_key": other["key"], "other_source": other["source"]}
-                conflicts.append({"what": what, **who, **told})
-        about = {name: other[name] for name in ("key", "source", "label", "licences")}
-        also.append({**about, "boxes": len(json.loads(other["boxes"]))})
-    return {**new, "also": json.dumps(also)}, conflicts

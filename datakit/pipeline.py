@@ -37,6 +37,7 @@ class Build(leave.Story):
     engine: Engine = field(default_factory=lambda: Engine(0))
     say: Report = print
     read_parts: list[Path] = field(default_factory=list)  # of `scan` and `cut`, where images are opened
+    clean: set[Path] = field(default_factory=set)  # parts in which no stage dropped a record
     clock: dict[str, tuple[float, float]] = field(default_factory=dict)  # when a step began, and last said something
 
     def run(self, free: bool, retry: Sequence[str] = ()) -> Manifest:
@@ -58,7 +59,7 @@ class Build(leave.Story):
         uses += decided.paths
         chosen = collect.choose(self.recipe, parts["measured"], decided)
         self.funnels["subset"] = chosen.funnel
-        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen)
+        dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen, self.clean)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with disk.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
@@ -158,7 +159,7 @@ class Build(leave.Story):
         for source, path in zip(before, after, strict=True):
             stage = self.stage_of(name, source_of(path))
             if path.exists() or stage is None:
-                funnel.add(run.read_done(path).funnel)
+                self.add(funnel, run.read_done(path))
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 retried = frozenset(again.get(f"{name}/{path.stem.rpartition('-')[0]}", []))
@@ -167,7 +168,7 @@ class Build(leave.Story):
         with self.timed(name):
             for n, done in enumerate(self.engine.map(run.make_part, jobs), 1):
                 self.count(name, done)
-                funnel.add(done.funnel)
+                self.add(funnel, done)
                 self.progress(name, n, len(jobs))
         self.funnels[name] = funnel
         recipe = self.recipe
@@ -179,6 +180,10 @@ class Build(leave.Story):
         if name in ("scan", "cut"):
             self.read_parts += after
             trouble.check_readable(self.recipe.sources, self.funnels["scan"].came, self.read_parts)
+
+    def add(self, funnel: Funnel, done: Done) -> None:
+        funnel.add(done.funnel)
+        self.clean |= set() if done.funnel.dropped else {done.path}
 
     def count(self, step: str, done: Done) -> None:
         self.counts["parts_made"] += 1
@@ -268,9 +273,8 @@ class Build(leave.Story):
                 done.add(about["name"])
                 while ends and jobs[len(ends) - 1].name in done:
                     ends.pop()
-                    staging.cut_off(
-                        files, {self.work / f: end for f, end in (ends[-1].needed() if ends else {}).items()}
-                    )
+                    keep = ends[-1].needed() if ends else {}
+                    staging.cut_off(files, {self.work / name: end for name, end in keep.items()})
         if free:
             staging.cut_off(files, {})
 

@@ -26,11 +26,12 @@ from worlds import digests, geotiff, recipe_of, scene, source_of, work_done
 import datakit
 from datakit import measure, merge
 from datakit.crowd import read_crowd
+from datakit.inherit import CHANGES, NEEDS, inherited
 from datakit.looks import TURNS, Looks, turn
 from datakit.manifest import Manifest
-from datakit.merge import Merged, inherit
+from datakit.merge import Merged
 from datakit.recipe import Recipe
-from datakit.sample import Sample, Window, key_id, make_key, to_table
+from datakit.sample import SCHEMA, Sample, Window, key_id, make_key, to_table
 from datakit.stages.dedup import Dedup, Facts, Windows, order, overlap_share
 from datakit.windows import overlap_share as one_overlap_share
 
@@ -1061,29 +1062,61 @@ SAID = st.tuples(
 )
 
 
-@given(SAID, st.lists(SAID, max_size=4))
-def test_nothing_that_was_said_is_lost(own: tuple[Any, ...], others: list[tuple[Any, ...]]) -> None:
+def inherit(own: dict[str, Any], others: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """What `inherited` is to give for one kept record, one duplicate after the other."""
+    new = {name: own[name] for name in CHANGES.names}
+    conflicts, also = [], []
+    for other in others:
+        new["licences"] = [*new["licences"], *(name for name in other["licences"] if name not in new["licences"])]
+        for what, none in (("label", ""), ("boxes", "[]")):
+            if other[what] == none or other[what] == new[what]:
+                continue
+            if new[what] == none:
+                new[what], new[f"{what}_source"] = other[what], other["source"]
+            else:
+                told = {"kept": new[what], "other": other[what]} if what == "label" else {}
+                source = new[f"{what}_source"] or own["source"]
+                who = {"key": own["key"], "source": source, "other_key": other["key"], "other_source": other["source"]}
+                conflicts.append({"what": what, **who, **told})
+        about = {name: other[name] for name in ("key", "source", "label", "licences")}
+        also.append({**about, "boxes": len(json.loads(other["boxes"]))})
+    return {**new, "also": json.dumps(also)}, conflicts
+
+
+@given(st.lists(st.tuples(SAID, st.lists(SAID, min_size=1, max_size=4)), min_size=1, max_size=3), st.randoms())
+def test_nothing_that_was_said_is_lost(groups: list[tuple[Any, list[Any]]], luck: Any) -> None:
     """Each label and each set of boxes is taken over, equal to what there is, or a conflict."""
 
-    def fact(said: tuple[Any, ...], n: int) -> dict[str, Any]:
+    def fact(said: tuple[Any, ...], key: str) -> dict[str, Any]:
         number, label, boxes, licences = said
         blank = {"label_source": "", "boxes_source": "", "also": "[]"}
-        return {"id": number, "key": f"k{n}", "source": f"s{n}", "name": "", "label": label, "boxes": boxes,
+        return {"id": number, "key": key, "source": f's"{key}', "label": label, "boxes": boxes,
                 "licences": licences, **blank}  # fmt: skip
 
-    mine, theirs = fact(own, 0), [fact(said, n) for n, said in enumerate(others, 1)]
-    new, conflicts = inherit(mine, theirs)
-    assert new["id"] == mine["id"]
-    assert set(new["licences"]) == {name for f in (mine, *theirs) for name in f["licences"]}
-    assert new["licences"][: len(mine["licences"])] == mine["licences"]
-    assert [a["key"] for a in json.loads(new["also"])] == [f["key"] for f in theirs]
-    for what, none in (("label", ""), ("boxes", "[]")):
-        said = [f[what] for f in (mine, *theirs) if f[what] != none]
-        assert new[what] == (said[0] if said else none)
-        first = next((f for f in theirs if f[what] != none), None)
-        assert new[f"{what}_source"] == (first["source"] if first and mine[what] == none else "")
-        other = [c["other_key"] for c in conflicts if c["what"] == what]
-        assert other == [f["key"] for f in theirs if f[what] not in (none, new[what])]
+    facts = [
+        [fact(said, f"{n}_{m}") for m, said in enumerate([own, *theirs])] for n, (own, theirs) in enumerate(groups)
+    ]
+    rows = [f for group in facts for f in group]
+    luck.shuffle(rows)
+    pairs = [(rows.index(own), rows.index(other)) for own, *others in facts for other in others]
+    luck.shuffle(pairs)
+    schema = pa.schema([SCHEMA.field(name) for name in NEEDS])
+    table, conflicts = inherited(pa.Table.from_pylist(rows, schema=schema), *np.array(pairs).T)
+    wanted = [inherit(own, others) for own, *others in facts]
+    assert table.to_pylist() == [new for new, _ in wanted]
+    assert conflicts == [said for _, all_said in wanted for said in all_said]
+    for new, (mine, *theirs) in zip(table.to_pylist(), facts, strict=True):
+        assert new["id"] == mine["id"]
+        assert set(new["licences"]) == {name for f in (mine, *theirs) for name in f["licences"]}
+        assert new["licences"][: len(mine["licences"])] == mine["licences"]
+        assert [a["key"] for a in json.loads(new["also"])] == [f["key"] for f in theirs]
+        for what, none in (("label", ""), ("boxes", "[]")):
+            said = [f[what] for f in (mine, *theirs) if f[what] != none]
+            assert new[what] == (said[0] if said else none)
+            first = next((f for f in theirs if f[what] != none), None)
+            assert new[f"{what}_source"] == (first["source"] if first and mine[what] == none else "")
+            other = [c["other_key"] for c in conflicts if c["what"] == what and c["key"] == mine["key"]]
+            assert other == [f["key"] for f in theirs if f[what] not in (none, new[what])]
 
 
 # input in another order

@@ -15,7 +15,7 @@ LAYERS = [
     "remote",
     "sample kernels disk ranges",
     "buckets validate hand",
-    "boxes windows columns measure manifest files index hamming alone",
+    "boxes windows inherit columns measure manifest files index hamming alone",
     "narrow scales piece",
     "image place staging stars looks footprints",
     "pixels masks folders ground rules",

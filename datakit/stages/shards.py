@@ -7,8 +7,9 @@ import json
 import tarfile
 import uuid
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ SHARD = b"datakit.shard"
 SEG, TXT = "seg.png", "txt"  # members: the mask, the captions
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 NO_RANGE = (-1.0, -1.0)
+T = TypeVar("T")
 
 
 class Shards(Spec):
@@ -74,7 +76,7 @@ class Rows:
         part, used = self.part[chosen], self.used(chosen)
         number = np.zeros(len(self.parts), np.int32)
         number[used] = np.arange(len(used))
-        return Rows(tuple(self.parts[n] for n in used.tolist()), number[part], self.row[chosen])
+        return Rows(pick(self.parts, used), number[part], self.row[chosen])
 
     def used(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The parts, by number, that some of the rows are in."""
@@ -93,6 +95,13 @@ class Rows:
         places = np.empty(len(self), np.int64)
         places[by_part] = np.arange(len(self))
         return table.take(pa.array(places))
+
+
+def pick(items: tuple[T, ...], places: NDArray[np.int64]) -> tuple[T, ...]:
+    """Some items of many."""
+    if len(places) == len(items):
+        return items
+    return itemgetter(*places.tolist())(items) if len(places) > 1 else tuple(items[n] for n in places.tolist())
 
 
 def _read_rows(path: Path, rows: NDArray[np.int64], columns: list[str] | None) -> pa.Table:
