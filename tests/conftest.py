@@ -7,8 +7,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from datakit.sources.synth import make
+
+settings.register_profile("untimed", deadline=None)  # machines are slow and shared: no test is timed
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
