@@ -40,6 +40,7 @@ from datakit import collect, disk, guard, index, leave, merge
 from datakit.decide import Decider
 from datakit.recipe import Recipe
 from datakit.stages import dedup
+from datakit.stages.shards import gather
 
 FULL = 13_200_000
 CORES = len(os.sched_getaffinity(0))
@@ -180,7 +181,7 @@ def limits(parts: list[Path], count: int, clock: Clock) -> None:
 def plan(made: Made, parts: dict[str, list[Path]], lists: list[Path], work: Path, clock: Clock) -> None:
     """What a build does between its last step and its shards."""
     recipe, last, out = recipe_of(lists), parts["measured"], work / "out"
-    (out / ".partial").mkdir(parents=True)
+    out.mkdir()
     came = Counter({name: int(n) for name, n in made.came().items()})
     with disk.aside(work) as aside:
         roots = dict.fromkeys(LABELLED, work)
@@ -198,12 +199,18 @@ def plan(made: Made, parts: dict[str, list[Path]], lists: list[Path], work: Path
     with clock.step("dropped", "what was left out, in order"):
         dropped = collect.dropped_records(parts, decided, chosen, clean)
     with clock.step("dropped_written", "dropped.parquet"):
-        leave.put(out, "dropped.parquet", lambda path: dropped.write(path, leave.NOT_LEFT))
+        dropped.write(out / "dropped.parquet", leave.NOT_LEFT)
     with clock.step("shards", "shards"):
         jobs = collect.shard_jobs(recipe, chosen, out, work)
         collect.needed_bytes(jobs, [])
     with clock.step("free", "how far staging files must reach, with --free"):
         collect.ends(jobs)
+    with clock.step("one", "records of the first shard, read alone"):
+        jobs[0].rows.read()
+    groups = collect.gathers(jobs)
+    if groups:
+        with clock.step("group", f"records of the first {len(groups[0])} shards, of {len(groups)} such groups"):
+            gather(groups[0])
     with clock.step("index", "index.arrow"):
         write_index(recipe, chosen, jobs, out)
     sizes = {"jobs": len(jobs), "samples": len(chosen.rows), "dropped": len(dropped), "lost": lost}
@@ -226,7 +233,7 @@ def write_index(recipe: Recipe, chosen: Any, jobs: list[Any], out: Path) -> None
         "split": pa.repeat(pa.scalar(recipe.shards.split), len(shard)),
     }
     table = pa.table([columns[name].cast(wanted.field(name).type) for name in wanted.names], schema=wanted)
-    leave.put(out, "index.arrow", lambda path: index.write(table, path, []))
+    index.write(table, out / "index.arrow", [])
 
 
 def main() -> None:

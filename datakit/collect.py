@@ -28,6 +28,8 @@ from .sample import SCHEMA, digest, mix64
 from .stages.shards import Reach, Rows, ShardJob, order, pick
 
 FEW = ("source", "split", "staged")  # texts of which there are few: kept as numbers
+MOST_READS = 10_000  # of parts by all shards, 10 ms each
+AT_ONCE = 1 << 17  # records that are read together: 1.3 kB each, several times
 PLAN = [*FEW, "id", "entropy_bits", "psnr_db", "staged_offset", "staged_bytes"]
 
 
@@ -191,6 +193,22 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
     (work / "shards").mkdir(exist_ok=True)
     (work / "pictures").mkdir(exist_ok=True)
     return jobs
+
+
+def gathers(jobs: Sequence[ShardJob]) -> list[list[ShardJob]]:
+    """Groups of shards whose records are to be read together; none where each on its own reads few parts."""
+    groups: list[list[ShardJob]] = []
+    if sum(len(job.rows.parts) for job in jobs) <= MOST_READS:
+        return groups
+    count = AT_ONCE
+    for job in jobs:
+        if not job.gathered.exists():
+            if count + len(job.rows) > AT_ONCE:
+                groups.append([])
+                count = 0
+            groups[-1].append(job)
+            count += len(job.rows)
+    return groups
 
 
 class Changes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from . import semantic
@@ -65,7 +66,8 @@ def dedup(recipe: Recipe, crowd: Crowd, alive: Bools, work: Path, say: Callable[
     summary = about(recipe, crowd, kept.scenes, kept.tiles, compared)
     spared = np.unique(image[kept.stays & series.spared[image]])
     summary |= {"twins": len(products), "beyond_series": len(kept.late), "spared_in_series": len(spared)}
-    summary["goes"] = dict(sorted(Counter(duplicates.column("source").to_pylist()).items()))
+    sources = pc.value_counts(duplicates.column("source")).to_pylist()
+    summary["goes"] = dict(sorted((each["values"], each["counts"]) for each in sources))
     lost = pa.concat_tables([lost, duplicates])
     if spec.action == "report":
         return Merged(lost, summary, CHANGES.empty_table())
@@ -100,7 +102,7 @@ def _lost_twins(crowd: Crowd, alive: Bools, products: dict[int, int], kept: Kept
     rows = np.flatnonzero(alive & np.isin(image, list(products)))
     names, which = np.unique(to[image[rows]], return_inverse=True)
     keys = crowd.image_keys(names)
-    return crowd.lost(rows, ["twin"] * len(rows), [keys[n] for n in which.tolist()])
+    return crowd.lost(rows, ["twin"] * len(rows), pa.array(keys, pa.string()).take(pa.array(which)))
 
 
 def _lost_dates(crowd: Crowd, kept: Kept) -> pa.Table:
@@ -115,8 +117,9 @@ def _lost_scenes(crowd: Crowd, scenes: Stars, alive: Bools) -> pa.Table:
     image = crowd.windows.image[rows]
     kept, which = np.unique(scenes.kept[image], return_inverse=True)
     keys = crowd.image_keys(kept)
-    reasons = ["duplicate" if whole else "duplicate_scene" for whole in crowd.whole[rows].tolist()]
-    return crowd.lost(rows, reasons, [keys[n] for n in which.tolist()], Match(scenes.bits[image], scenes.place[image]))
+    reasons = np.where(crowd.whole[rows], "duplicate", "duplicate_scene").tolist()
+    to = pa.array(keys, pa.string()).take(pa.array(which))
+    return crowd.lost(rows, reasons, to, Match(scenes.bits[image], scenes.place[image]))
 
 
 def _lost_tiles(crowd: Crowd, tiles: Stars) -> pa.Table:

@@ -25,7 +25,7 @@ from .sample import Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
 from .stages.protect import NO_LIST
-from .stages.shards import ShardJob, note_of, write_shard, written
+from .stages.shards import ShardJob, gather, note_of, write_shard, written
 
 Report = Callable[[str], None]
 
@@ -267,6 +267,8 @@ class Build(leave.Story):
         files = [staged for path in cut if path not in others for staged in staging.files_of(path)]
         ends = collect.ends(jobs) if free and jobs else []
         with self.timed("shards"):
+            for n, _ in enumerate(self.engine.map(gather, groups := collect.gathers(jobs)), 1):
+                self.progress("records of shards", n, len(groups))
             for n, about in enumerate(self.engine.map(write_shard, jobs[::-1] if free else jobs), 1):
                 self.counts["shards_written"] += 1
                 self.progress("shards", n, len(jobs))

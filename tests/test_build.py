@@ -11,6 +11,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ from test_archive import write_split
 from worlds import digests, make_world, recipe_of, scene, source_of, work_done, write_recipe
 
 import datakit
-from datakit import index, listing, run
+from datakit import collect, index, listing, pipeline, run
 from datakit.errors import ShardError, SourceError, StageError
 from datakit.folders import gc
 from datakit.manifest import Manifest
@@ -76,6 +77,27 @@ def test_the_same_bytes_whatever_part_a_file_fell_into(
     monkeypatch.setattr(listing, "PART_IMAGES", 1)
     datakit.build(recipe_of(*NAMES), data=world, out=tmp_path / "out", workers=0)
     assert digests(tmp_path / "out") == digests(built)
+
+
+def test_the_same_bytes_where_records_of_shards_are_read_together(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(*NAMES, shards={"max_samples": 2})
+    datakit.build(recipe, data=world, out=tmp_path / "one", workers=0)
+    monkeypatch.setattr(collect, "MOST_READS", 0)
+    monkeypatch.setattr(collect, "AT_ONCE", 5)
+
+    def stopped(job: Any) -> None:
+        raise StageError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "write_shard", stopped)
+        with pytest.raises(StageError, match="stopped"):
+            datakit.build(recipe, data=world, out=tmp_path / "two", workers=0)
+    assert list(tmp_path.rglob("*.rows.parquet"))
+    datakit.build(recipe, data=world, out=tmp_path / "two", workers=0)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert not list(tmp_path.rglob("*.rows.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from datakit.manifest import Manifest
 from datakit.merge import Merged
 from datakit.recipe import Recipe
 from datakit.sample import SCHEMA, Sample, Window, key_id, make_key, to_table
-from datakit.stages.dedup import Dedup, Facts, Windows, order, overlap_share
+from datakit.stages.dedup import Dedup, Facts, Windows, lexsorted, order, overlap_share
 from datakit.windows import overlap_share as one_overlap_share
 
 Row = dict[str, Any]
@@ -1117,6 +1117,18 @@ def test_nothing_that_was_said_is_lost(groups: list[tuple[Any, list[Any]]], luck
             assert new[f"{what}_source"] == (first["source"] if first and mine[what] == none else "")
             other = [c["other_key"] for c in conflicts if c["what"] == what and c["key"] == mine["key"]]
             assert other == [f["key"] for f in theirs if f[what] not in (none, new[what])]
+
+
+KEYS = st.sampled_from([
+    [False, True], [0, 1, 5], [-(1 << 62), 0, 1 << 62], [-0.5, -0.0, 0.0, 1e-300, 2.5, float("inf"), float("-inf")],
+])  # fmt: skip
+
+
+@given(st.integers(0, 60), st.lists(KEYS, min_size=1, max_size=5), st.integers(0, 99))
+def test_an_order_of_preference_is_that_of_all_its_keys(count: int, kinds: list[list[Any]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = [np.array(kind)[rng.integers(0, len(kind), count)] for kind in kinds]
+    assert lexsorted(keys).tolist() == np.lexsort(keys[::-1]).tolist()
 
 
 # input in another order

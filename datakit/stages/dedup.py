@@ -83,7 +83,8 @@ class Dedup(Likeness):
         star, its_place = stars(signatures, self.radius_bits, agree, flat, looks.digests[by])
         kept, place = np.arange(len(looks)), np.zeros(len(looks), np.int8)
         kept[by], place[by] = by[star], its_place
-        bits = np.bitwise_count(looks.signatures[kept, place] ^ looks.signatures[:, 0]).astype(np.int32)
+        bits, lost = np.zeros(len(looks), np.int32), np.flatnonzero(kept != np.arange(len(looks)))
+        bits[lost] = np.bitwise_count(looks.signatures[kept[lost], place[lost]] ^ looks.signatures[lost, 0])
         bits[by[flat]] = 0  # equal pixels
         return Stars(kept, place, bits)
 

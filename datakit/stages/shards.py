@@ -6,6 +6,7 @@ import hashlib
 import json
 import tarfile
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..disk import ahead, becoming
+from ..disk import ahead, becoming, tables
 from ..errors import StageError
 from ..hand import is_wanted
 from ..manifest import MaskSource
@@ -139,6 +140,26 @@ class ShardJob:
     out: Root
     work: Path
 
+    @property
+    def gathered(self) -> Path:
+        """Where its records are until it is written, if they were read with those of other shards."""
+        return self.sidecar.with_suffix(".rows.parquet")
+
+
+def gather(jobs: Sequence[ShardJob]) -> int:
+    """Read the records of several shards at once, as each has a few of nearly every part; gives how many."""
+    number: dict[Path, int] = {}
+    of_jobs = [np.array([number.setdefault(path, len(number)) for path in job.rows.parts], np.int32) for job in jobs]
+    part = np.concatenate([parts[job.rows.part] for parts, job in zip(of_jobs, jobs, strict=True)])
+    table = Rows(tuple(number), part, np.concatenate([job.rows.row for job in jobs])).read()
+    begin = 0
+    for job in jobs:
+        aside = job.gathered.with_name(f"{job.gathered.name}.{uuid.uuid4().hex}.tmp")
+        pq.write_table(table.slice(begin, len(job.rows)), aside, compression="zstd", use_dictionary=False)
+        aside.replace(job.gathered)
+        begin += len(job.rows)
+    return begin
+
 
 def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The order of a set; StageError if two samples have one id."""
@@ -180,11 +201,10 @@ def written(job: ShardJob) -> dict[str, Any] | None:
 
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
-    table = changed(job.rows.read(), job.changes)
+    table = records_of(job)
     hasher = hashlib.sha256()
     places = []
-    note = note_of(job)
-    note.unlink(missing_ok=True)
+    note_of(job).unlink(missing_ok=True)
     with (
         becoming(job.out / job.name, job.work) as temporary,
         StagedFiles(job.work) as staged,
@@ -219,11 +239,25 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     aside = job.sidecar.with_name(f"{job.sidecar.name}.{uuid.uuid4().hex}.tmp")
     pq.write_table(table, aside, compression="zstd")
     aside.replace(job.sidecar)
+    note_written(job)
+    job.gathered.unlink(missing_ok=True)
+    return about
+
+
+def records_of(job: ShardJob) -> pa.Table:
+    """The records of a shard, with what they took over."""
+    if not job.gathered.exists():
+        return changed(job.rows.read(), job.changes)
+    (table,) = tables([job.gathered])
+    return changed(table.replace_schema_metadata(None), job.changes)
+
+
+def note_written(job: ShardJob) -> None:
+    note = note_of(job)
     note.parent.mkdir(parents=True, exist_ok=True)
     part_note = note.with_name(f"{note.name}.{uuid.uuid4().hex}.tmp")
     part_note.write_text(json.dumps(seen(job)))
     part_note.replace(note)
-    return about
 
 
 def payload(suffix: str, sample: Sample, staged: StagedFiles) -> bytes:
