@@ -226,6 +226,12 @@ def decode(data: bytes) -> Pixels:
         return np.asarray(picture.convert("RGB"))
 
 
+def decode_levels(data: bytes) -> NDArray[Any]:
+    """Levels of all bands of a TIFF or PNG, as stored: (H, W, bands)."""
+    with MemoryFile(data) as memory, memory.open() as raster:
+        return np.ascontiguousarray(np.moveaxis(raster.read(), 0, -1))
+
+
 def preview(data: bytes, side_px: int) -> bytes | None:
     """A small JPEG of an encoded tile, at most side_px on a side; None where it cannot be read.
 

@@ -55,6 +55,17 @@ class Order:
         return permuted(wanted, self.samples, self.key) if self.blocks is None else self.blocks.at(wanted)
 
 
+class InTurn:
+    """The order of an epoch that is not shuffled. It has a key as any other, which random crops are drawn from."""
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self.samples, self.key = samples, key_of(seed, epoch)
+
+    def at(self, start: int, count: int) -> Positions:
+        """The samples at positions start .. start + count."""
+        return np.arange(start, start + count, dtype=np.int64)
+
+
 class _Blocks:
     """Shards in a keyed order, some after another in a block, whose samples are shuffled together."""
 

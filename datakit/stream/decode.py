@@ -1,0 +1,68 @@
+"""Bytes of an image to pixels. What decodes JPEG does not hold the interpreter's lock."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from .. import image
+from ..image import TIFF
+
+Levels = NDArray[Any]
+SIXTEEN = 16  # bits of a level of a PNG, at byte 24
+_PNG = b"\x89PNG"
+_EXIF_WITHIN = 1 << 12  # bytes from the beginning, where a JPEG tells how it is to be shown
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded: the words of its reader."""
+
+
+class Decoder:
+    """Gives (H, W, C) uint8 or uint16, contiguous, as shown; 8-bit pictures in RGB, whatever they are stored in.
+
+    TIFF, and PNG of 16 bits, come with all their bands. A thread decodes all its JPEGs into one buffer: what is given
+    is good until it asks for the next.
+    """
+
+    def __init__(self) -> None:
+        self.own = threading.local()
+
+    def __call__(self, data: bytes) -> Levels:
+        try:
+            levels = self.jpeg(data) if data[:2] == b"\xff\xd8" else self.other(data)
+        except Exception as exc:
+            raise Unreadable(image.reason(exc)) from None
+        if levels.dtype not in (np.uint8, np.uint16):
+            raise Unreadable(f"levels of {levels.dtype}: only uint8 and uint16 are read")
+        return levels
+
+    def jpeg(self, data: bytes) -> Levels:
+        """libjpeg-turbo, as in Pillow; what it warns of is Pillow's to judge."""
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours not in ("CMYK", "YCCK"):
+                size = height * width * 3
+                buffer: NDArray[np.uint8] | None = getattr(self.own, "buffer", None)
+                if buffer is None or len(buffer) < size:
+                    buffer = self.own.buffer = np.empty(size, np.uint8)
+                levels: Levels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+                return self.shown(levels, data)
+        except ValueError:
+            pass
+        return self.shown(image.decode(data), data)
+
+    def shown(self, levels: Levels, data: bytes) -> Levels:
+        if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+            return levels
+        return np.ascontiguousarray(image.turned(levels, image.told_orientation(data) or 1))
+
+    def other(self, data: bytes) -> Levels:
+        if data[:4] in TIFF or (data[:4] == _PNG and data[24:25] == bytes([SIXTEEN])):
+            with image.quiet():
+                return image.decode_levels(data)
+        return np.ascontiguousarray(image.decode(data))

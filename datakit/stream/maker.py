@@ -1,0 +1,140 @@
+"""One sample of a batch: read, decoded, cut, and put into its slot; another in its place where that is not possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShardError
+from . import augment
+from .augment import Crop, Scaled, View
+from .decode import Decoder, Levels, Unreadable
+from .order import InTurn, Order
+from .tars import Tars
+
+Function = Callable[[Levels, np.random.Generator], Any]
+STAGES = ("storage", "decode", "augment")
+SHOWN = 20  # bad samples that an error lists
+
+
+class Bad(NamedTuple):
+    """A sample that could not be used."""
+
+    row: int
+    key: str
+    shard: str
+    reason: str  # no_image, unreadable, disk, shape
+    detail: str
+
+
+class Unfit(Exception):
+    """A sample that cannot be used: its reason and what is known of it."""
+
+
+@dataclass
+class Slots:
+    """What a batch is made in. pixels: of each view (B, C, h, w); none where images are taken as they come."""
+
+    positions: NDArray[np.int64]
+    rows: NDArray[np.int64]  # what is there in the end; -1: an empty slot
+    pixels: list[NDArray[Any]]
+    crops: NDArray[np.int32]  # (B, V, 6), see Crop
+    images: list[Any]  # where there are no pixels
+    columns: list[Any]
+    bad: list[Bad] = field(default_factory=list)
+    seconds: list[tuple[float, ...]] = field(default_factory=list)  # of a sample in each of STAGES
+
+
+@dataclass
+class Maker:
+    """Makes the samples of one epoch."""
+
+    tars: Tars
+    order: Order | InTurn
+    views: tuple[View, ...]
+    made: Scaled  # what threads make of levels
+    scale: Scaled  # what levels become in the end
+    function: Function | None
+    columns: Callable[[Tars, int, list[Crop], Levels], Any] | None
+    decoder: Decoder
+    kind: tuple[int, str, str] | None  # bands and dtype of all images, dtype of pixels; None: as they come
+    most_bad: int
+
+    def fill(self, slots: Slots, low: int, high: int) -> None:
+        """Make the samples of slots low..high."""
+        keys = augment.keys_of(slots.positions[low:high], self.order.key)
+        for slot, key in zip(range(low, high), keys, strict=True):
+            if slots.rows[slot] >= 0:
+                self.put(slots, slot, key)
+            else:
+                for pixels in slots.pixels:
+                    pixels[slot] = 0
+
+    def put(self, slots: Slots, slot: int, key: np.uint64) -> None:
+        """Make one sample, or the first good one of positions (p + k (N // 2 + 1)) mod N."""
+        for tries in range(self.most_bad + 1):
+            row = int(slots.rows[slot])
+            try:
+                return self.make(slots, slot, row, key)
+            except Unfit as exc:
+                slots.bad.append(self.bad(row, *exc.args))
+            position = (int(slots.positions[slot]) + (tries + 1) * (self.order.samples // 2 + 1)) % self.order.samples
+            slots.rows[slot] = self.order.at(position, 1)[0]
+        raise too_many(slots.bad, self.most_bad)
+
+    def make(self, slots: Slots, slot: int, row: int, key: np.uint64) -> None:
+        began = time.perf_counter()
+        member = self.tars.image_of(row)
+        if member is None:
+            raise Unfit("no_image", "")
+        try:
+            data = self.tars.read(row, member)
+        except OSError as exc:
+            raise Unfit("disk", str(exc)) from None
+        read = time.perf_counter()
+        try:
+            levels = self.decoder(data)
+        except Unreadable as exc:
+            raise Unfit("unreadable", str(exc)) from None
+        if self.kind is not None and (levels.shape[2], levels.dtype.name) != self.kind[:2]:
+            raise Unfit(
+                "shape", f"{levels.shape[2]} bands of {levels.dtype}: others have {self.kind[0]} of {self.kind[1]}"
+            )
+        decoded = time.perf_counter()
+        crops = self.cut(slots, slot, levels, key)
+        if self.columns is not None:
+            slots.columns[slot] = self.columns(self.tars, row, crops, levels)
+        slots.seconds.append((read - began, decoded - read, time.perf_counter() - decoded))
+
+    def cut(self, slots: Slots, slot: int, levels: Levels, key: np.uint64) -> list[Crop]:
+        height, width = levels.shape[:2]
+        if self.function is not None:
+            slots.images[slot] = self.function(levels.copy(), augment.generator(key))
+            return [Crop(0, 0, width, height)]
+        if not self.views:
+            slots.images[slot] = np.ascontiguousarray(levels.transpose(2, 0, 1))
+            return [Crop(0, 0, width, height)]
+        crops = []
+        for n, view in enumerate(self.views):
+            drawn = augment.draws(key, n)
+            crops.append(view.crop_of(width, height, drawn))
+            view.render(levels, crops[-1], drawn, self.made, slots.pixels[n][slot])
+        slots.crops[slot] = crops
+        return crops
+
+    def bad(self, row: int, reason: str, detail: str) -> Bad:
+        key = self.tars.table.column("key")[row].as_py()
+        return Bad(row, key, self.tars.shard_of(row).name, reason, detail)
+
+
+def too_many(bad: list[Bad], most: int) -> ShardError:
+    listed = "\n".join(f"  {one.shard}: {one.key}: {one.reason} {one.detail}" for one in bad[:SHOWN])
+    more = f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return ShardError(
+        f"{len(bad)} samples cannot be used, of {most} that max_bad_share allows in an epoch:\n{listed}{more}"
+    )

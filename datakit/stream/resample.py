@@ -1,0 +1,183 @@
+"""Crop, resize, flip and normalise in one pass over the pixels of an image; the interpreter's lock is not held.
+
+Antialiased resampling as Pillow and torchvision do it: a triangle or Keys' cubic (a = -0.5; "Cubic convolution
+interpolation for digital image processing", 1981), as wide as the reduction, cut off at the edges of the crop and
+normalised. Rows are resized before columns and rounded to levels, as Pillow does, in float32 where Pillow has fixed
+point: within a level of it. No arithmetic is reordered, so that pixels are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..kernels import jit
+
+LANES = 4  # bands that are summed at a time: a vector of 128 bits
+_f32 = np.float32
+_whole, _vector = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
+
+
+@intrinsic
+def _weigh(_context, line, start, step, weights, row, count, highest, out, at):  # type: ignore[no-untyped-def]
+    """out[at : at + 4] = the sum over k < count of line[start + k * step :][:4] * weights[row, k], as levels.
+
+    Sums are rounded and clipped to 0..highest. No bounds check. Written as LLVM vectors: numba's own loop over the
+    bands stays scalar, and takes one and a half times as long.
+    """
+
+    def build(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        arrays = {n: context.make_array(signature.args[n])(context, b, args[n]) for n in (0, 3, 7)}
+        width = cgutils.unpack_tuple(b, arrays[3].shape)[1]
+        weight = b.gep(arrays[3].data, [b.mul(args[4], width)])
+        total = cgutils.alloca_once_value(b, ir.Constant(_vector, [0.5] * LANES))
+        place = cgutils.alloca_once_value(b, b.gep(arrays[0].data, [args[1]]))
+        with cgutils.for_range(b, args[5]) as loop:
+            here = b.load(place)
+            four = b.load(b.bitcast(here, _vector.as_pointer()), align=4)
+            b.store(b.fadd(b.load(total), b.fmul(four, _four(b, b.load(b.gep(weight, [loop.index]))))), total)
+            b.store(b.gep(here, [args[2]]), place)
+        level, lowest, most = b.load(total), ir.Constant(_vector, [0.0] * LANES), _four(b, args[6])
+        level = b.select(b.fcmp_ordered(">", level, lowest), level, lowest)
+        level = b.select(b.fcmp_ordered("<", level, most), level, most)
+        kind = ir.VectorType(context.get_data_type(signature.args[7].dtype), LANES)
+        levels = b.trunc(b.fptosi(level, ir.VectorType(_whole, LANES)), kind)
+        b.store(levels, b.bitcast(b.gep(arrays[7].data, [args[8]]), kind.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(line, n, n, weights, n, n, types.float32, out, n), build
+
+
+def _four(b: Any, value: Any) -> Any:
+    """A vector of one value."""
+    none = ir.Constant(_vector, ir.Undefined)
+    one = b.insert_element(none, value, _whole(0))
+    return b.shuffle_vector(one, none, ir.Constant(ir.VectorType(_whole, LANES), [0] * LANES))
+
+
+@jit
+def taps(size, wanted, cubic):  # type: ignore[no-untyped-def]
+    """Of each of `wanted` px: the first of `size` px that it is made of, how many, and their weights."""
+    scale = size / wanted
+    stretch = max(scale, 1.0)
+    support = (2.0 if cubic else 1.0) * stretch
+    most = int(np.ceil(support)) * 2 + 1
+    first, count = np.empty(wanted, np.int64), np.empty(wanted, np.int64)
+    weights, raw = np.zeros((wanted, most), np.float32), np.empty(most, np.float64)
+    for o in range(wanted):
+        centre = (o + 0.5) * scale
+        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
+        total = 0.0
+        for k in range(low, high):
+            x = abs((k - centre + 0.5) / stretch)
+            if not cubic:
+                w = max(1.0 - x, 0.0)
+            elif x < 1.0:
+                w = (1.5 * x - 2.5) * x * x + 1.0
+            else:
+                w = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+            raw[k - low] = w
+            total += w
+        for k in range(high - low):
+            weights[o, k] = raw[k] / total
+        first[o], count[o] = low, high - low
+    return first, count, weights
+
+
+@jit
+def _sum_rows(narrow, first, count, weights, o, line):  # type: ignore[no-untyped-def]
+    """Row o of the output: line (n,) float32, a half more than the weighted sum of rows of narrow (h, n)."""
+    y, n = first[o], len(line)
+    for i in range(n):
+        line[i] = _f32(0.5)
+    k = 0
+    while k + 1 < count[o]:
+        w, v, a, b = weights[o, k], weights[o, k + 1], narrow[y + k], narrow[y + k + 1]
+        for i in range(n):
+            line[i] = line[i] + (_f32(a[i]) * w + _f32(b[i]) * v)
+        k += 2
+    if k < count[o]:
+        w, a = weights[o, k], narrow[y + k]
+        for i in range(n):
+            line[i] = line[i] + _f32(a[i]) * w
+
+
+@jit
+def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: ignore[no-untyped-def]
+    """A window of an image, resized into `out`: level * mul[band] + add[band], of levels rounded and clipped.
+
+    image: (H, W, C) uint8 or uint16, contiguous. out: (C, h, w) float32, or as the image (mul 1, add 0). The window
+    must lie within the image; px, from its top left corner. flip: mirrored left to right.
+    """
+    bands, rows, cols = out.shape[0], out.shape[1], out.shape[2]
+    highest = _f32(65535 if image.itemsize == 2 else 255)
+    across, across_count, across_weights = taps(width, cols, cubic)
+    down, down_count, down_weights = taps(height, rows, cubic)
+    n, begin = width * bands, left * bands
+    most = across_count.max()  # of all px alike: weights beyond are 0, and a loop of one length is guessed right
+    row = np.zeros(n + most * bands + LANES, np.float32)  # lanes beyond the last band and the last px read these
+    narrow, line = np.empty((height, cols * LANES), image.dtype), np.empty(cols * LANES, np.float32)
+    for band in range(0, bands, LANES):
+        for y in range(height):
+            levels = image[top + y].reshape(-1)[begin : begin + n]
+            for i in range(n):
+                row[i] = levels[i]
+            for x in range(cols):
+                _weigh(row, across[x] * bands + band, bands, across_weights, x, most, highest, narrow[y], x * LANES)
+        for o in range(rows):
+            _sum_rows(narrow, down, down_count, down_weights, o, line)
+            for c in range(band, min(band + LANES, bands)):
+                to, m, s, lane = out[c, o], mul[c], add[c], c - band
+                if flip:
+                    for x in range(cols):
+                        to[cols - 1 - x] = min(max(np.floor(line[x * LANES + lane]), _f32(0)), highest) * m + s
+                else:
+                    for x in range(cols):
+                        to[x] = min(max(np.floor(line[x * LANES + lane]), _f32(0)), highest) * m + s
+
+
+@jit
+def nearest(image, left, top, width, height, flip, out):  # type: ignore[no-untyped-def]
+    """A window of an image of classes, (H, W) -> `out` (h, w): each px takes the value at its centre."""
+    rows, cols = out.shape
+    for o in range(rows):
+        y = top + min(int((o + 0.5) * height / rows), height - 1)
+        for x in range(cols):
+            at = left + min(int((x + 0.5) * width / cols), width - 1)
+            out[o, cols - 1 - x if flip else x] = image[y, at]
+
+
+@jit
+def jitter(levels, brightness, contrast, saturation, first):  # type: ignore[no-untyped-def]
+    """Colours of (3, h, w) uint8 changed in place, by factors of 1 and more or less: as torchvision's ColorJitter.
+
+    first: which of brightness, contrast and saturation (0, 1, 2) comes first; the others follow in turn. Each rounds.
+    """
+    rows, cols = levels.shape[1], levels.shape[2]
+    for turn in range(3):
+        which = (first + turn) % 3
+        factor = _f32(brightness if which == 0 else contrast if which == 1 else saturation)
+        if factor == 1:
+            continue
+        mean = _f32(0)
+        if which == 1:
+            total = 0.0
+            for y in range(rows):
+                for x in range(cols):
+                    total += 0.299 * levels[0, y, x] + 0.587 * levels[1, y, x] + 0.114 * levels[2, y, x]
+            mean = _f32(np.floor(total / (rows * cols) + 0.5))
+        for y in range(rows):
+            for x in range(cols):
+                r, g, b = _f32(levels[0, y, x]), _f32(levels[1, y, x]), _f32(levels[2, y, x])
+                beside = mean
+                if which == 2:
+                    beside = _f32(0.299) * r + _f32(0.587) * g + _f32(0.114) * b
+                rest = (_f32(1) - factor) * beside + _f32(0.5)
+                levels[0, y, x] = min(max(r * factor + rest, _f32(0)), _f32(255))
+                levels[1, y, x] = min(max(g * factor + rest, _f32(0)), _f32(255))
+                levels[2, y, x] = min(max(b * factor + rest, _f32(0)), _f32(255))

@@ -1,0 +1,405 @@
+"""The loader: each epoch a permutation, one global sequence on any ranks and threads, pixels as Pillow makes them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from worlds import scene
+
+from datakit.errors import RecipeError, ShardError
+from datakit.sample import key_id
+from datakit.stream import Batch, Loader, View, Views, evaluation, mae, multi_view
+from datakit.stream.augment import IMAGENET
+
+SIZES = (17, 5, 9)  # samples of each shard
+ANY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = mae(32, normalise=None)
+
+
+def jpeg(seed: int, width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(scene(seed, width, height)).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sample(n: int, **more: Any) -> list[tuple[str, bytes]]:
+    fields = {"n": n, "gsd_m": 0.5 if n % 2 else -1.0, "label": f"class{n % 3}", **more}
+    return [
+        (f"s{n:03}.jpg", jpeg(n, 64 + n, 80)),
+        (f"s{n:03}.cls", str(n % 3).encode()),
+        (f"s{n:03}.json", json.dumps(fields).encode()),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tars of 17, 5 and 9 samples."""
+    folder, n = tmp_path_factory.mktemp("shards"), 0
+    for shard, size in enumerate(SIZES):
+        write_tar(folder / f"part-{shard}.tar", [m for k in range(n, n + size) for m in sample(k)])
+        n += size
+    return folder
+
+
+def keys(loader: Loader) -> list[str]:
+    return [key for batch in loader for key in batch.keys]
+
+
+def together(loaders: list[Loader]) -> list[str]:
+    """The global sequence of all ranks' batches."""
+    steps = zip(*loaders, strict=True)
+    return [key for step in steps for batch in step for key in batch.keys]
+
+
+def test_an_epoch_is_a_permutation(shards: Path) -> None:
+    loader = Loader(shards, 1, transform=SMALL)
+    first, second = keys(loader), keys(loader)
+    assert sorted(first) == sorted(second) == [f"s{n:03}" for n in range(31)]
+    assert first != second
+    assert len(loader) == 31
+    assert loader.report().delivered == 62
+
+
+@ANY
+@given(data=st.data())
+def test_any_split_gives_the_same_sequence(shards: Path, data: st.DataObject) -> None:
+    """Ranks, threads, batch sizes and a stop at any batch, with a state that goes through JSON."""
+    size, ranks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    block = data.draw(st.sampled_from([None, 1, 60_000]))
+    epoch, threads = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
+
+    def loaders(size: int, ranks: int) -> list[Loader]:
+        many = ({"rank": r, "world_size": ranks, "threads": threads, "block_bytes": block} for r in range(ranks))
+        made = [Loader(shards, size, seed=7, transform=SMALL, **one) for one in many]
+        for loader in made:
+            loader.set_epoch(epoch)
+        return made
+
+    whole = keys(loaders(1, 1)[0])
+    ours = loaders(size, ranks)
+    assert len({len(loader) for loader in ours}) == 1
+    stop = data.draw(st.integers(0, len(ours[0])))
+    begun = [iter(loader) for loader in ours]
+    seen = [key for _ in range(stop) for one in begun for key in next(one).keys]
+    for one in begun:
+        one.close()
+    states = [json.loads(json.dumps(loader.state_dict())) for loader in ours]
+    assert all(state == states[0] for state in states)
+    others = loaders(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4)))
+    for loader in others:
+        loader.load_state_dict(states[0])
+    seen += together(others)
+    assert seen == whole[: len(seen)]
+    assert len(whole) - len(seen) < others[0].batch_size * others[0].world_size
+
+
+def test_pixels_do_not_depend_on_ranks_or_where_one_begins(shards: Path) -> None:
+    colours = View(32, brightness=0.4, contrast=0.4, saturation=0.4, turns=True)
+    whole = next(iter(Loader(shards, 31, transform=Views((colours,), None)))).images
+    loader = Loader(shards, 5, transform=Views((colours,), None), rank=1, world_size=2, threads=3)
+    assert torch.equal(
+        torch.cat([batch.images for batch in loader]), torch.cat([whole[5:10], whole[15:20], whole[25:30]])
+    )
+    assert len({tuple(crop) for crop in next(iter(loader)).crops[:, 0].tolist()}) == 5
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_pillow(shards: Path, interpolation: Any) -> None:
+    """The crops that a batch tells, made by Pillow: within a level."""
+    loader = Loader(shards, 31, transform=mae(48, normalise=None, interpolation=interpolation, turns=True))
+    batch = next(iter(loader))
+    assert batch.images.dtype == torch.uint8
+    for key, image, crop in zip(batch.keys, batch.images, batch.crops[:, 0].tolist(), strict=True):
+        left, top, width, height, flipped, turns = crop
+        n = int(key[1:])
+        with Image.open(io.BytesIO(jpeg(n, 64 + n, 80))) as picture:
+            resample = Image.Resampling[interpolation.upper()]
+            cut = picture.crop((left, top, left + width, top + height)).resize((48, 48), resample)
+        plain = np.asarray(cut)[:, ::-1] if flipped else np.asarray(cut)
+        plain = np.rot90(plain, turns)
+        assert np.abs(plain.transpose(2, 0, 1).astype(int) - image.numpy()).max() <= 1
+
+
+def test_eval_is_the_middle_as_torchvision_cuts_it(shards: Path) -> None:
+    from torchvision.transforms import v2
+
+    loader = Loader(shards, 8, transform=evaluation(32, 40, normalise=None), shuffle=False)
+    plain = v2.Compose([v2.Resize(40, v2.InterpolationMode.BICUBIC), v2.CenterCrop(32), v2.PILToTensor()])
+    seen = 0
+    for batch in loader:
+        for key, image, real in zip(batch.keys, batch.images, batch.mask.tolist(), strict=True):
+            if real:
+                n = int(key[1:])
+                wanted = plain(Image.open(io.BytesIO(jpeg(n, 64 + n, 80))))
+                assert (image.int() - wanted.int()).abs().max() <= 1
+                assert n == seen
+                seen += 1
+    assert seen == 31
+
+
+def test_normalised(shards: Path) -> None:
+    levels = next(iter(Loader(shards, 4, transform=SMALL))).images
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.125]}
+    for normalise, (mean, std) in (("imagenet", IMAGENET), (given, (given["mean"], given["std"]))):
+        images = next(iter(Loader(shards, 4, transform=mae(32, normalise=normalise)))).images
+        wanted = (levels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_several_views(shards: Path) -> None:
+    batch = next(iter(Loader(shards, 6, transform=multi_view(32, 16, 3), columns=["gsd_m"])))
+    assert [tuple(view.shape) for view in batch.images] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+    assert batch.crops.shape == (6, 5, 6)
+    assert len({tuple(crop) for crop in batch.crops[0].tolist()}) == 5
+    for key, told, crops in zip(batch.keys, batch["gsd_m"].tolist(), batch.crops.tolist(), strict=True):
+        for size, metres, crop in zip((32, 32, 16, 16, 16), told, crops, strict=True):
+            known = int(key[1:]) % 2
+            assert metres == pytest.approx(0.5 * math.sqrt(crop[2] * crop[3]) / size) if known else math.isnan(metres)
+
+
+def test_columns(shards: Path) -> None:
+    loader = Loader(shards, 31, transform=SMALL, columns=["label", "json", "n", "cls"])
+    batch = next(iter(loader))
+    numbers = [int(key[1:]) for key in batch.keys]
+    assert batch.labels.tolist() == [n % 3 for n in numbers]
+    assert batch["n"].tolist() == numbers
+    assert [fields["n"] for fields in batch["json"]] == numbers
+    assert batch["cls"] == [str(n % 3).encode() for n in numbers]
+    assert batch.ids.tolist() == [key_id(f"{shard_of(n)}/s{n:03}") for n in numbers]
+    with pytest.raises(KeyError, match="not asked for"):
+        batch["gsd_m"]
+    with pytest.raises(RecipeError, match="colour: not in the JSON of s"):
+        next(iter(Loader(shards, 4, transform=SMALL, columns=["colour"])))
+
+
+def shard_of(n: int) -> str:
+    return f"part-{0 if n < 17 else 1 if n < 22 else 2}"
+
+
+def test_labels_that_are_texts(tmp_path: Path) -> None:
+    members = [m for n in range(6) for m in sample(n, label="" if n == 5 else f"class{n % 3}") if ".cls" not in m[0]]
+    path = write_tar(tmp_path / "texts.tar", members)
+    plain = next(iter(Loader([path], 6, transform=SMALL, columns=["label"], shuffle=False)))
+    assert plain.labels == ["class0", "class1", "class2", "class0", "class1", ""]
+    classes = ["class2", "class1", "class0"]
+    counted = next(iter(Loader([path], 6, transform=SMALL, columns=["label"], classes=classes, shuffle=False)))
+    assert counted.labels.tolist() == [2, 1, 0, 2, 1, -1]
+
+
+@pytest.mark.parametrize(("remainder", "batches"), [("drop", 3), ("pad", 4), ("wrap", 4)])
+def test_what_fills_no_batch(shards: Path, remainder: Any, batches: int) -> None:
+    """31 samples in batches of 2 x 5."""
+    ranks = [
+        Loader(shards, 5, transform=SMALL, remainder=remainder, rank=r, world_size=2, shuffle=False) for r in range(2)
+    ]
+    made: list[list[Batch]] = [list(loader) for loader in ranks]
+    assert [len(m) for m in made] == [len(loader) for loader in ranks] == [batches] * 2
+    last = [batch.keys for batch in (made[0][-1], made[1][-1])]
+    if remainder == "pad":
+        assert last == [["s030", "", "", "", ""], [""] * 5]
+        assert made[0][-1].mask.tolist() == [True] + [False] * 4
+        assert made[0][-1].ids.tolist()[1:] == [-1] * 4
+        assert not made[1][-1].images.any()
+    if remainder == "wrap":
+        assert last == [["s030", "s000", "s001", "s002", "s003"], [f"s{n:03}" for n in range(4, 9)]]
+        assert made[1][-1].mask.all()
+
+
+def test_stored_images_and_functions(tmp_path: Path, shards: Path) -> None:
+    path = write_tar(tmp_path / "equal.tar", [(f"{n}.jpg", jpeg(n, 40, 30)) for n in range(6)])
+    batch = next(iter(Loader([path], 6, shuffle=False)))
+    assert batch.images.shape == (6, 3, 30, 40)
+    with Image.open(io.BytesIO(jpeg(2, 40, 30))) as picture:
+        assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), batch.images[2])
+    with pytest.raises(ValueError, match="images of 4 sizes in a batch"):
+        next(iter(Loader(shards, 4)))
+
+    def drawn(image: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        return torch.tensor([float(image.shape[1]), rng.random()])
+
+    first, again = (list(Loader(shards, 10, transform=drawn, threads=t)) for t in (1, 3))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert len({float(row[1]) for batch in first for row in batch.images}) == 30
+    with pytest.raises(RecipeError, match="transform: 'mae'"):
+        Loader(shards, 4, transform="mae")  # type: ignore[arg-type]
+
+
+def test_deep_images_of_many_bands(tmp_path: Path) -> None:
+    from datakit.image import quiet, tiff_of
+
+    levels = np.random.default_rng(3).integers(20000, 45000, (40, 50, 13), dtype=np.uint16)
+    with quiet():
+        data = tiff_of(levels, ())
+    path = write_tar(tmp_path / "deep.tar", [(f"{n}.tif", data) for n in range(3)])
+    stored = next(iter(Loader([path], 3)))
+    assert stored.images.dtype == torch.uint16
+    assert np.array_equal(stored.images[1].numpy(), levels.transpose(2, 0, 1))
+    cropped = next(iter(Loader([path], 3, transform=mae(40, normalise=None, flip=0))))
+    left, top, width, height = cropped.crops[0, 0, :4].tolist()
+    band = Image.fromarray(levels[top : top + height, left : left + width, 12].astype(np.float32))
+    plain = np.asarray(band.resize((40, 40), Image.Resampling.BICUBIC)).clip(0, 65535)
+    assert np.abs(plain - cropped.images[0, 12].numpy().astype(float)).max() < 2  # Pillow rounds no float
+    with pytest.raises(RecipeError, match="3 means for images of 13 bands"):
+        next(iter(Loader([path], 3, transform=mae(40))))
+    half = {"mean": [0.5] * 13, "std": [0.25] * 13}
+    images = next(iter(Loader([path], 3, transform=mae(40, half, flip=0)))).images
+    torch.testing.assert_close(images, (cropped.images.float() / 65535 - 0.5) / 0.25, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_read_is_replaced_alike(tmp_path: Path) -> None:
+    members = [m for n in range(20) for m in sample(n)]
+    broken = [(name, data[:300] if name == "s004.jpg" else data) for name, data in members if name != "s009.jpg"]
+    path = write_tar(tmp_path / "broken.tar", broken)
+    good = keys(Loader([path], 1, transform=SMALL, seed=3, max_bad_share=0.1))
+    loaders = [Loader([path], 1, transform=SMALL, seed=3, rank=r, world_size=4, max_bad_share=0.1) for r in range(4)]
+    assert together(loaders) == good
+    assert len(good) == 20
+    assert {"s004", "s009"} & {*good} == set()
+    replaced = [bad for loader in loaders for bad in loader.report().replaced]
+    assert sorted((bad.key, bad.shard, bad.reason) for bad in replaced) == [
+        ("s004", str(path), "unreadable"),
+        ("s009", str(path), "no_image"),
+    ]
+    with pytest.raises(ShardError, match=r"(?s)2 samples cannot be used, of 1 that max_bad_share allows.*s004"):
+        keys(Loader([path], 1, transform=SMALL, max_bad_share=0.0))
+
+
+def test_a_changed_tar_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "tar.tar", [m for n in range(9) for m in sample(n)])
+    whole = path.read_bytes()
+    loader = Loader([path], 3, transform=SMALL)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ShardError, match=r"tar\.tar: it has \d+ bytes, not \d+\. It was cut short"):
+        keys(loader)
+    path.write_bytes(whole[512:] + bytes(512))
+    with pytest.raises(ShardError, match=r"tar\.tar: .* at byte"):
+        keys(loader)
+    swapped = write_tar(
+        tmp_path / "other.tar", [(name.replace("s00", "t00"), d) for n in range(9) for name, d in sample(n)]
+    )
+    path.write_bytes(swapped.read_bytes())
+    with pytest.raises(ShardError, match=r"lies t00\d\.jpg, not s00\d\.jpg"):
+        keys(loader)
+    gone = Loader([path], 3, transform=SMALL)
+    path.unlink()
+    with pytest.raises(ShardError, match=r"tar\.tar is not there"):
+        keys(gone)
+    with pytest.raises(ShardError, match="cut short within s"):
+        Loader([write_half(tmp_path / "half.tar", whole)], 3)
+
+
+def write_half(path: Path, whole: bytes) -> Path:
+    path.write_bytes(whole[: len(whole) // 2 // 512 * 512])
+    return path
+
+
+def test_a_state_of_another_set_is_refused(shards: Path, tmp_path: Path) -> None:
+    state = Loader(shards, 4, transform=SMALL).state_dict()
+    other = write_tar(tmp_path / "other.tar", [m for n in range(8) for m in sample(n)])
+    with pytest.raises(ShardError, match="samples was 31, is 8"):
+        Loader([other], 4, transform=SMALL).load_state_dict(state)
+    with pytest.raises(ShardError, match="block was None, is"):
+        Loader(shards, 4, transform=SMALL, block_bytes=100_000).load_state_dict(state)
+    with pytest.raises(ShardError, match="mean was"):
+        Loader(shards, 4, transform=mae(32)).load_state_dict(state)
+
+
+def test_an_epoch_begins_anew_unless_a_state_was_loaded(shards: Path) -> None:
+    loader = Loader(shards, 4, transform=SMALL)
+    first = next(iter(loader)).keys
+    assert next(iter(loader)).keys == first
+    state = loader.state_dict()
+    assert state["position"] == 4
+    loader.load_state_dict(state)
+    loader.set_epoch(0)  # as training loops say it when they go on
+    assert next(iter(loader)).keys != first
+    loader.set_epoch(1)
+    assert loader.state_dict()["epoch"] == 1
+    assert loader.state_dict()["position"] == 0
+
+
+def test_batches_that_are_kept_stay_as_they_are(shards: Path) -> None:
+    loader = Loader(shards, 3, transform=SMALL)
+    kept = list(loader)
+    loader.set_epoch(0)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(kept, loader, strict=True))
+    views = [batch.images[0] for batch in kept]
+    copies = [view.clone() for view in views]
+    del kept
+    list(loader)
+    assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
+
+
+def test_a_build_is_a_source(folder: Path, tmp_path: Path) -> None:
+    import datakit
+
+    built = datakit.build(
+        "opticalrs", data=folder, out=tmp_path / "out", work=tmp_path / "work", allow_missing=True, workers=0
+    )
+    loader = Loader(tmp_path / "out", 16, transform=mae(64, "dataset"), columns=["label", "gsd_m", "source"])
+    assert len(loader) == built.samples // 16
+    batch = next(iter(loader))
+    assert abs(float(batch.images.mean())) < 1
+    assert all(isinstance(label, str) for label in batch.labels)
+    assert set(batch["source"]) <= {source.name for source in built.sources}
+    assert loader.state_dict()["mean"] != list(IMAGENET[0])
+
+
+def of_child(path: Path, answers: Any) -> None:
+    answers.put(keys(Loader(path, 4, transform=SMALL)))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_processes_that_fork_and_spawn(shards: Path, method: str) -> None:
+    here = Loader(shards, 4, transform=SMALL)
+    begun = iter(here)
+    next(begun)
+    context = multiprocessing.get_context(method)
+    answers = context.Queue()
+    child = context.Process(target=of_child, args=(shards, answers))
+    child.start()
+    there = answers.get(timeout=120)
+    child.join()
+    begun.close()
+    here.set_epoch(0)
+    assert there == keys(here)
+
+
+def test_ranks_come_from_the_environment(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    loader = Loader(shards, 4, transform=SMALL)
+    assert (loader.rank, loader.world_size, len(loader)) == (1, 3, 31 // 12)
+    with pytest.raises(ValueError, match="give both or neither"):
+        Loader(shards, 4, rank=1)
+    assert os.environ["RANK"] == "1"
