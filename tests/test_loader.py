@@ -24,6 +24,8 @@ from datakit.errors import RecipeError, ShardError
 from datakit.sample import key_id
 from datakit.stream import Batch, Loader, View, Views, evaluation, mae, multi_view
 from datakit.stream.augment import IMAGENET
+from datakit.stream.order import Order
+from datakit.stream.repeats import Repeated
 
 SIZES = (17, 5, 9)  # samples of each shard
 ANY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -357,6 +359,63 @@ def test_batches_that_are_kept_stay_as_they_are(shards: Path) -> None:
     del kept
     list(loader)
     assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
+
+
+def test_crops_of_one_decode(shards: Path) -> None:
+    """Each sample K times an epoch, decoded once, no two in a batch but in the last window, the same after a stop."""
+    counts: list[int] = []
+
+    class Counted(Loader):
+        def maker(self, *args: Any) -> Any:
+            maker = super().maker(*args)
+            decoder = maker.decoder
+            maker.decoder = lambda data: (counts.append(1), decoder(data))[1]  # type: ignore[assignment]
+            return maker
+
+    colours = Views((View(32, brightness=0.4), View(16, turns=True)), "imagenet")
+    given = {"transform": colours, "repeats": 3, "repeat_window": 6, "threads": 1, "columns": ["n"]}
+    loader = Counted(shards, 4, **given)
+    whole = list(loader)
+    assert len(whole) == len(loader) == 31 * 3 // 4
+    seen = [key for batch in whole for key in batch.keys]
+    assert {*seen} == {f"s{n:03}" for n in range(31)}
+    assert all(len({*batch.keys}) == 4 for batch in whole[:18])  # three whole windows of 24
+    assert sum(counts) == 31
+    assert len({tuple(crop) for batch in whole for crop in batch.crops[:, 0].tolist()}) == 92
+    assert [n for batch in whole for n in batch["n"].tolist()] == [int(key[1:]) for key in seen]
+    begun = iter(loader)
+    loader.set_epoch(0)
+    begun = iter(loader)
+    for _ in range(8):
+        next(begun)
+    state = loader.state_dict()
+    begun.close()
+    counts.clear()
+    others = [Counted(shards, 2, rank=r, world_size=2, **given) for r in range(2)]
+    for one in others:
+        one.load_state_dict(state)
+    rest = [(batch.keys, batch.images) for step in zip(*others, strict=True) for batch in step]
+    assert [key for keys, _ in rest for key in keys] == seen[32:]
+    for n in range(2):
+        images = torch.cat([images[n] for _, images in rest])
+        assert torch.equal(images, torch.cat([batch.images[n] for batch in whole[8:]]))
+    assert sum(counts) <= 8 + 8 + 8 + 7 + 7  # the begun window again, two whole ones, the last by both ranks
+    with pytest.raises(ShardError, match="repeats was 3, is 1"):
+        Loader(shards, 4, transform=colours).load_state_dict(state)
+
+
+@ANY
+@given(samples=st.integers(0, 90), repeats=st.integers(2, 4), batches=st.integers(1, 3), slots=st.integers(1, 5))
+def test_a_repeated_order_has_each_sample_so_often(samples: int, repeats: int, batches: int, slots: int) -> None:
+    order = Repeated(Order([samples], 5, 1), repeats, batches * repeats * slots, slots)
+    whole = order.at(0, order.samples)
+    assert np.bincount(whole, minlength=samples).tolist() == [repeats] * samples
+    for start in range(0, order.samples, 7):
+        assert np.array_equal(order.at(start, min(9, order.samples - start)), whole[start : start + 9])
+        later = order.later(start)
+        assert all(whole[p] == whole[start] for p in later)
+        window = whole[start : (start // order.window + 1) * order.window]
+        assert len(later) == (window == whole[start]).sum() - 1
 
 
 def test_a_build_is_a_source(folder: Path, tmp_path: Path) -> None:

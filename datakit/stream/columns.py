@@ -11,7 +11,6 @@ import torch
 
 from ..errors import RecipeError
 from .augment import Crop, View
-from .decode import Levels
 from .tars import Tars
 
 COMPUTED = ("label", "gsd_m", "json")
@@ -34,7 +33,7 @@ class Columns:
             if not self.needs_json and name not in members and not (name == "label" and "cls" in members):
                 raise RecipeError(f"columns: {name}: these tars have no JSON, only {', '.join(sorted(members))}")
 
-    def __call__(self, tars: Tars, row: int, crops: list[Crop], levels: Levels) -> dict[str, Any]:
+    def __call__(self, tars: Tars, row: int, crops: list[Crop]) -> dict[str, Any]:
         """The values of one sample, whose views show `crops`."""
         fields: dict[str, Any] = {}
         if self.needs_json and tars.has(row, "json"):

@@ -25,6 +25,7 @@ from .device import Device, ranks, together
 from .maker import STAGES, Bad, Function, Maker, Slots, too_many
 from .normalise import MeanStd, mean_std, scaled
 from .order import InTurn, Order
+from .repeats import Ahead, Repeated
 from .schedule import Remainder, Schedule
 from .tars import Tars, opened
 
@@ -68,7 +69,8 @@ class Loader:
     function of (image: (H, W, C) uint8 or uint16, rng: np.random.Generator); None gives images as stored, of one size.
     columns: see `Columns`. threads: that read and decode (default: a core each). shuffle: False gives the order of the
     set. remainder: of samples that fill no batch of all ranks: "drop" (default with shuffle), "pad" (default without),
-    "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes. prefetch: batches
+    "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes. repeats: crops
+    that an epoch has of each image, decoded once, spread over repeat_window batches, see `repeats`. prefetch: batches
     that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch ends in an error.
     """
 
@@ -88,6 +90,8 @@ class Loader:
         shuffle: bool = True,
         remainder: Remainder | None = None,
         block_bytes: int | None = None,
+        repeats: int = 1,
+        repeat_window: int = 64,
         prefetch: int = 2,
         max_bad_share: float = 0.01,
     ) -> None:
@@ -103,6 +107,8 @@ class Loader:
         self.transform = Pictures.of(transform, self.tars)
         self.columns = Columns(columns, classes, self.transform.views, self.tars)
         self.most_bad = max(int(max_bad_share * len(self.tars)), 1)
+        self.repeats = repeats
+        self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
         self.decoder, self.buffers = Decoder(), Buffers(self.device.cuda)
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()
@@ -119,7 +125,9 @@ class Loader:
         return len(self.schedule(0))
 
     def schedule(self, start: int) -> Schedule:
-        return Schedule(len(self.tars), self.batch_size, self.rank, self.world_size, start, self.remainder)
+        return Schedule(
+            len(self.tars) * self.repeats, self.batch_size, self.rank, self.world_size, start, self.remainder
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration gives. One that a state was loaded for goes on where that was."""
@@ -127,10 +135,11 @@ class Loader:
             self.epoch, self.position = epoch, 0
             self._handed = None
 
-    def order(self, epoch: int) -> Order | InTurn:
-        if not self.shuffle:
-            return InTurn(len(self.tars), self.seed, epoch)
-        return Order(self.tars.sizes, self.seed, epoch, self.block)
+    def order(self, epoch: int) -> Order | InTurn | Repeated:
+        sizes = self.tars.sizes
+        order = Order(sizes, self.seed, epoch, self.block) if self.shuffle else InTurn(sizes.sum(), self.seed, epoch)
+        slots, batches = self.window
+        return order if self.repeats == 1 else Repeated(order, self.repeats, slots * batches, slots)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
@@ -142,7 +151,7 @@ class Loader:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from a position on. Does not move the loader's own."""
         order, schedule = self.order(epoch), self.schedule(start)
-        maker = self.maker(order)
+        maker = self.maker(order, schedule)
         waiting: deque[tuple[Slots, list[Future[None]]]] = deque()
         bad: set[int] = set()
         pool = ThreadPoolExecutor(self.threads, "datakit")
@@ -171,7 +180,7 @@ class Loader:
             one.result()
         self.told.seconds["wait"] += time.perf_counter() - began
 
-    def maker(self, order: Order | InTurn) -> Maker:
+    def maker(self, order: Order | InTurn | Repeated, schedule: Schedule) -> Maker:
         """What makes the samples of an epoch."""
         views, numbers, function = self.transform
         bands, levels = self.kind(order) if views else (0, "uint8")
@@ -181,9 +190,10 @@ class Loader:
             scale.of(bands)  # tells where there are other bands than means
         columns = self.columns if self.columns.names else None
         kind = (bands, levels, dtype) if views else None
-        return Maker(self.tars, order, views, made, scale, function, columns, self.decoder, kind, self.most_bad)
+        ahead = Ahead(order, schedule.has) if isinstance(order, Repeated) else None
+        return Maker(self.tars, order, views, made, scale, function, columns, self.decoder, kind, self.most_bad, ahead)
 
-    def kind(self, order: Order | InTurn) -> tuple[int, str]:
+    def kind(self, order: Order | InTurn | Repeated) -> tuple[int, str]:
         """Bands and dtype of the set's images: of the first that can be read."""
         bad: list[Bad] = []
         for row in order.at(0, min(self.most_bad + 1, order.samples)):
@@ -252,14 +262,20 @@ class Loader:
 
     def about(self) -> dict[str, Any]:
         """What the order depends on, apart from seed and epoch."""
-        return {"index": self.tars.digest, "samples": len(self.tars), "shuffle": self.shuffle, "block": self.block}
+        return {
+            "index": self.tars.digest,
+            "samples": len(self.tars),
+            "shuffle": self.shuffle,
+            "block": self.block,
+            "repeats": self.repeats,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: just behind the last batch that it gave, on any number of ranks."""
         epoch, position = self._handed or (self.epoch, self.position)
         numbers = self.transform.numbers
         mean, std = (list(of) for of in numbers) if numbers else ([], [])
-        place = {"format": FORMAT, "seed": self.seed, "epoch": epoch, "position": position}
+        place = {"format": FORMAT, "seed": self.seed, "epoch": epoch, "position": position, "window": list(self.window)}
         return {**place, **self.about(), "mean": mean, "std": std}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,4 +287,5 @@ class Loader:
         if changed:
             raise ShardError(f"this state is of another order of samples: {'; '.join(changed)}")
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
+        self.window = (state["window"][0], state["window"][1])  # of the batches that the order was laid out for
         self._handed = None

@@ -15,6 +15,7 @@ from . import augment
 from .augment import Crop, Scaled, View
 from .decode import Decoder, Levels, Unreadable
 from .order import InTurn, Order
+from .repeats import Ahead, Repeated
 from .tars import Tars
 
 Function = Callable[[Levels, np.random.Generator], Any]
@@ -55,15 +56,16 @@ class Maker:
     """Makes the samples of one epoch."""
 
     tars: Tars
-    order: Order | InTurn
+    order: Order | InTurn | Repeated
     views: tuple[View, ...]
     made: Scaled  # what threads make of levels
     scale: Scaled  # what levels become in the end
     function: Function | None
-    columns: Callable[[Tars, int, list[Crop], Levels], Any] | None
+    columns: Callable[[Tars, int, list[Crop]], Any] | None
     decoder: Decoder
     kind: tuple[int, str, str] | None  # bands and dtype of all images, dtype of pixels; None: as they come
     most_bad: int
+    ahead: Ahead | None  # where samples are repeated
 
     def fill(self, slots: Slots, low: int, high: int) -> None:
         """Make the samples of slots low..high."""
@@ -89,6 +91,19 @@ class Maker:
 
     def make(self, slots: Slots, slot: int, row: int, key: np.uint64) -> None:
         began = time.perf_counter()
+        if not (crops := self.made_before(slots, slot, row)):
+            levels, spent = self.levels(row)
+            crops = self.cut(slots, slot, levels, key)
+            self.make_ahead(int(slots.positions[slot]), row, levels)
+        else:
+            spent = (0.0, 0.0)
+        if self.columns is not None:
+            slots.columns[slot] = self.columns(self.tars, row, crops)
+        slots.seconds.append((*spent, time.perf_counter() - began - sum(spent)))
+
+    def levels(self, row: int) -> tuple[Levels, tuple[float, float]]:
+        """The image of a sample, with the seconds that reading and decoding took."""
+        began = time.perf_counter()
         member = self.tars.image_of(row)
         if member is None:
             raise Unfit("no_image", "")
@@ -105,11 +120,7 @@ class Maker:
             raise Unfit(
                 "shape", f"{levels.shape[2]} bands of {levels.dtype}: others have {self.kind[0]} of {self.kind[1]}"
             )
-        decoded = time.perf_counter()
-        crops = self.cut(slots, slot, levels, key)
-        if self.columns is not None:
-            slots.columns[slot] = self.columns(self.tars, row, crops, levels)
-        slots.seconds.append((read - began, decoded - read, time.perf_counter() - decoded))
+        return levels, (read - began, time.perf_counter() - read)
 
     def cut(self, slots: Slots, slot: int, levels: Levels, key: np.uint64) -> list[Crop]:
         height, width = levels.shape[:2]
@@ -119,13 +130,37 @@ class Maker:
         if not self.views:
             slots.images[slot] = np.ascontiguousarray(levels.transpose(2, 0, 1))
             return [Crop(0, 0, width, height)]
-        crops = []
-        for n, view in enumerate(self.views):
-            drawn = augment.draws(key, n)
-            crops.append(view.crop_of(width, height, drawn))
-            view.render(levels, crops[-1], drawn, self.made, slots.pixels[n][slot])
+        crops = self.render(levels, key, [pixels[slot] for pixels in slots.pixels], self.made)
         slots.crops[slot] = crops
         return crops
+
+    def render(self, levels: Levels, key: np.uint64, pixels: list[NDArray[Any]], made: Scaled) -> list[Crop]:
+        """Make the views of a sample into `pixels`."""
+        crops = []
+        for n, (view, out) in enumerate(zip(self.views, pixels, strict=True)):
+            drawn = augment.draws(key, n)
+            crops.append(view.crop_of(levels.shape[1], levels.shape[0], drawn))
+            view.render(levels, crops[-1], drawn, made, out)
+        return crops
+
+    def make_ahead(self, position: int, row: int, levels: Levels) -> None:
+        """Make what later positions show of this image, while it is there."""
+        if self.ahead is None or not self.views:
+            return
+        positions = np.array(self.ahead.wanted(position, row), np.int64)
+        for later, key in zip(positions.tolist(), augment.keys_of(positions, self.order.key), strict=True):
+            pixels = [np.empty((levels.shape[2], view.size_px, view.size_px), levels.dtype) for view in self.views]
+            self.ahead.keep(later, (pixels, self.render(levels, key, pixels, augment.LEVELS), row))
+
+    def made_before(self, slots: Slots, slot: int, row: int) -> list[Crop]:
+        """Put what was made ahead into its slot; nothing if there is none."""
+        made = self.ahead and self.ahead.fetch(int(slots.positions[slot]))
+        if not made or made[2] != row:
+            return []
+        for pixels, levels in zip(slots.pixels, made[0], strict=True):
+            self.made.into(levels, pixels[slot])
+        slots.crops[slot] = made[1]
+        return made[1]
 
     def bad(self, row: int, reason: str, detail: str) -> Bad:
         key = self.tars.table.column("key")[row].as_py()

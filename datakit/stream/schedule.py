@@ -49,6 +49,10 @@ class Schedule:
             return wanted % self.samples
         return np.where(wanted < self.samples, wanted, -1)
 
+    def has(self, position: int) -> bool:
+        """Whether this rank's batches have a position."""
+        return position >= self.start and (position - self.start) % self.together // self.batch_size == self.rank
+
     def end(self, batch: int) -> int:
         """Where the epoch stands once all ranks had this batch."""
         return min(self.start + (batch + 1) * self.together, self.samples)
