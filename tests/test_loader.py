@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from worlds import scene
 
+from datakit.boxes import Box, dumps, rectangle
 from datakit.errors import RecipeError, ShardError
 from datakit.sample import key_id
 from datakit.stream import Batch, Loader, View, Views, evaluation, mae, multi_view
@@ -205,6 +206,41 @@ def test_columns(shards: Path) -> None:
 
 def shard_of(n: int) -> str:
     return f"part-{0 if n < 17 else 1 if n < 22 else 2}"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 60)])
+def test_boxes_and_masks_go_where_the_pixels_go(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A bright rectangle in a dark picture: its box, its mask and its pixels agree in every view."""
+    members = []
+    for n in range(12):
+        left, top = 8 + 2 * n, 10 + n
+        picture = Image.new("RGB", size)
+        picture.paste((255, 255, 255), (left, top, left + 20, top + 16))
+        stored = {"png": picture, "seg.png": picture.convert("L").point(lambda v: v and 7)}
+        for suffix, image in stored.items():
+            out = io.BytesIO()
+            image.save(out, "PNG")
+            members.append((f"b{n:02}.{suffix}", out.getvalue()))
+        box = Box("field", rectangle(left, top, left + 20, top + 16), kind="box")
+        members.append((f"b{n:02}.json", json.dumps({"boxes": dumps([box]), "captions": '["a field"]'}).encode()))
+    path = write_tar(tmp_path / "boxes.tar", members)
+    crops = View(64, scale=(0.5, 1), turns=True, interpolation="bilinear")
+    for transform in (Views((crops, View(48)), None), Views((View(56, resize_px=64), View(64)), None)):
+        loader = Loader([path], 12, transform=transform, columns=["boxes", "mask", "captions"])
+        batch = next(iter(loader))
+        assert batch["captions"] == [["a field"]] * 12
+        for images, masks, found in zip(batch.images, batch["mask"], batch["boxes"], strict=True):
+            assert masks.shape == (12, *images.shape[2:])
+            for image, mask, boxes in zip(images[:, 0].numpy(), masks.numpy(), found, strict=True):
+                assert {*np.unique(mask)} <= {0, 7}
+                assert ((image > 127) != (mask == 7)).mean() < 0.03
+                if not boxes:
+                    assert not mask.any()
+                    continue
+                points = np.array(boxes[0].clipped or boxes[0].points).reshape(-1, 2)
+                rows, columns = np.nonzero(mask)
+                seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert np.allclose([*points.min(0), *points.max(0)], seen, atol=1.5)
 
 
 def test_labels_that_are_texts(tmp_path: Path) -> None:

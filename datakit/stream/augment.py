@@ -112,7 +112,7 @@ class View:
         height, width = middle_size(image.shape[0], image.shape[1], self.resize_px or self.size_px)
         whole = np.empty((out.shape[0], height, width), out.dtype)
         self.cut(image, Crop(0, 0, image.shape[1], image.shape[0]), scaled, whole)
-        top, left = round((height - self.size_px) / 2), round((width - self.size_px) / 2)
+        top, left = middle(height, self.size_px), middle(width, self.size_px)
         np.copyto(out, whole[:, top : top + self.size_px, left : left + self.size_px])
 
     def cut(self, image: Levels, crop: Crop, scaled: Scaled, out: NDArray[Any]) -> None:
@@ -126,6 +126,11 @@ def middle_size(height: int, width: int, resize_px: int) -> tuple[int, int]:
     if height <= width:
         return resize_px, int(resize_px * width / height)
     return int(resize_px * height / width), resize_px
+
+
+def middle(length: int, size_px: int) -> int:
+    """Where the middle begins: as torchvision rounds it."""
+    return round((length - size_px) / 2)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from .. import boxes
 from ..errors import RecipeError
+from . import seen
 from .augment import Crop, View
+from .device import together
 from .tars import Tars
 
-COMPUTED = ("label", "gsd_m", "json")
+PER_VIEW = ("gsd_m", "boxes", "mask")
 
 
 class Columns:
-    """Reads columns by name: "label", "gsd_m", a field of the JSON, "json" as a whole, or a member by its suffix.
+    """Reads columns by name.
 
-    classes: names of labels in the order of their numbers; without it labels that are texts stay texts.
+    label: an int of the member `cls`, or the JSON's text; by `classes`, names in the order of their numbers, that
+    number, -1 where there is none. gsd_m: metres of a pixel of the view, NaN where unknown. boxes: a list of
+    `datakit.boxes.Box` in px of the view. mask: (B, h, w) classes of the view's pixels, from `seg.png` or `mask.png`.
+    captions: a list of texts. json: all fields. Any field of the JSON; any member by its suffix, as bytes. Of several views,
+    gsd_m, boxes and mask have one value a view.
     """
 
     def __init__(
@@ -28,10 +36,12 @@ class Columns:
         self.names, self.views = tuple(names), views
         self.numbers = None if classes is None else {name: n for n, name in enumerate(classes)}
         members = {*tars.members}
-        self.needs_json = "json" in members and any(name not in members or name == "json" for name in names)
+        self.mask = next((name for name in seen.MASKS if name in members), "")
+        there = members | ({"mask"} if self.mask else set()) | ({"label"} if "cls" in members else set())
+        self.needs_json = "json" in members and any(name not in there or name == "json" for name in names)
         for name in names:
-            if not self.needs_json and name not in members and not (name == "label" and "cls" in members):
-                raise RecipeError(f"columns: {name}: these tars have no JSON, only {', '.join(sorted(members))}")
+            if name not in there and (not self.needs_json or name == "mask"):
+                raise RecipeError(f"columns: {name}: samples of these tars have {', '.join(sorted(members))}")
 
     def __call__(self, tars: Tars, row: int, crops: list[Crop]) -> dict[str, Any]:
         """The values of one sample, whose views show `crops`."""
@@ -48,11 +58,27 @@ class Columns:
             return label if self.numbers is None or isinstance(label, int) else self.numbers.get(label, -1)
         if name == "gsd_m":
             return [self.gsd_m(fields, n, crop) for n, crop in enumerate(crops)]
+        if name == "boxes":
+            found = boxes.loads(text) if isinstance(text := fields.get("boxes", "[]"), str) else []
+            return [seen.boxes(found, v, c) for v, c in zip(self.views, crops, strict=True)] if self.views else [found]
+        if name == "mask":
+            return self.masks(tars, row, crops)
+        if name == "captions" and isinstance(fields.get(name), str):
+            return json.loads(fields[name])
         if name in tars.members:
             return tars.read(row, name) if tars.has(row, name) else b""
         if name not in fields and fields:
             raise RecipeError(f"columns: {name}: not in the JSON of {tars.where(row)}, which has {', '.join(fields)}")
         return fields.get(name)
+
+    def masks(self, tars: Tars, row: int, crops: list[Crop]) -> list[Any]:
+        """The mask through each view. Its size must be that of the image."""
+        if not tars.has(row, self.mask):
+            raise ValueError(f"no {self.mask}")
+        classes = seen.mask_of(tars.read(row, self.mask))
+        if not self.views:
+            return [classes]
+        return [seen.mask(classes, view, crop) for view, crop in zip(self.views, crops, strict=True)]
 
     def gsd_m(self, fields: dict[str, Any], view: int, crop: Crop) -> float:
         """Metres a pixel of a view; NaN where they are not known."""
@@ -71,12 +97,21 @@ class Columns:
         return {name: self.column(name, [row and row[name] for row in rows]) for name in self.names}
 
     def column(self, name: str, values: list[Any]) -> Any:
-        if name == "gsd_m":
-            views = max(len(self.views), 1)
-            told = torch.tensor([value or [math.nan] * views for value in values], dtype=torch.float32)
-            return told[:, 0] if views == 1 else told
+        if name in PER_VIEW:
+            views = [
+                self.of_view(name, [value and value[n] for value in values]) for n in range(max(len(self.views), 1))
+            ]
+            return views[0] if len(views) == 1 else torch.stack(views, 1) if name == "gsd_m" else views
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             return torch.tensor(values)
         if name == "label" and all(isinstance(value, int | None) for value in values):
             return torch.tensor([-1 if value is None else value for value in values])
         return values
+
+    def of_view(self, name: str, values: list[Any]) -> Any:
+        if name == "gsd_m":
+            return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+        if name == "boxes":
+            return [value or [] for value in values]
+        shape = next((value.shape for value in values if value is not None), (1, 1))
+        return together([np.zeros(shape, np.uint8) if value is None else value.copy() for value in values])

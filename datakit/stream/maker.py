@@ -29,7 +29,7 @@ class Bad(NamedTuple):
     row: int
     key: str
     shard: str
-    reason: str  # no_image, unreadable, disk, shape
+    reason: str  # no_image, unreadable, disk, shape, column
     detail: str
 
 
@@ -98,7 +98,10 @@ class Maker:
         else:
             spent = (0.0, 0.0)
         if self.columns is not None:
-            slots.columns[slot] = self.columns(self.tars, row, crops)
+            try:
+                slots.columns[slot] = self.columns(self.tars, row, crops)
+            except (OSError, ValueError) as exc:
+                raise Unfit("column", str(exc)) from None
         slots.seconds.append((*spent, time.perf_counter() - began - sum(spent)))
 
     def levels(self, row: int) -> tuple[Levels, tuple[float, float]]:

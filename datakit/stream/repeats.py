@@ -43,13 +43,14 @@ class Repeated:
         rows = self.base.at(first, min(images, self.base.samples - first))
         if len(rows) < images:
             many = len(rows) * self.repeats
-            return rows[permuted(np.arange(many, dtype=np.int64), many, key_of(self.key, number)) // self.repeats]
+            turn = permuted(np.arange(many, dtype=np.int64), many, key_of(self.key, number)) // self.repeats
+            return np.take(rows, turn)
         batches = self.window // self.together
         slots = mix64(np.arange(self.together, dtype=np.int64) + number * self.together, self.key)[:, None]
         drawn = mix64((slots + np.arange(batches, dtype=np.uint64)).view(np.int64), self.key + 1)
         turn = np.argsort(drawn, axis=1, kind="stable") // self.repeats  # (together, batches)
         own = np.arange(self.together)[:, None] * (batches // self.repeats)
-        return rows[(own + turn).T.reshape(-1)]
+        return np.take(rows, (own + turn).T.reshape(-1))
 
     def at(self, start: int, count: int) -> Positions:
         """The samples at positions start .. start + count."""
@@ -68,7 +69,7 @@ class Repeated:
         rows = self.table(number)
         step = self.together if len(rows) == self.window else 1
         here = np.arange(inside + step, len(rows), step)
-        return number * self.window + here[rows[here] == rows[inside]]
+        return np.compress(rows[here] == rows[inside], here) + number * self.window
 
 
 class Ahead:
