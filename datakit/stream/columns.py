@@ -26,8 +26,8 @@ class Columns:
     label: an int of the member `cls`, or the JSON's text; by `classes`, names in the order of their numbers, that
     number, -1 where there is none. gsd_m: metres of a pixel of the view, NaN where unknown. boxes: a list of
     `datakit.boxes.Box` in px of the view. mask: (B, h, w) classes of the view's pixels, from `seg.png` or `mask.png`.
-    captions: a list of texts. json: all fields. Any field of the JSON; any member by its suffix, as bytes. Of several views,
-    gsd_m, boxes and mask have one value a view.
+    captions: a list of texts. json: all fields. Any field of the JSON; any member by its suffix, as bytes. Of several
+    views, gsd_m, boxes and mask have one value each.
     """
 
     def __init__(
