@@ -32,7 +32,16 @@ LAYERS = [
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
 DOORS = {
-    "torch": {"stream.batch", "stream.columns", "stream.device", "stream.loader", "pretrain", "evaluate", "semantic"},
+    "torch": {
+        "stream.batch",
+        "stream.columns",
+        "stream.conventions",
+        "stream.device",
+        "stream.loader",
+        "pretrain",
+        "evaluate",
+        "semantic",
+    },
     "distributed": {"engine"},
     "dask": {"engine"},
     "rawpy": {"raw"},
@@ -40,7 +49,7 @@ DOORS = {
     "numba": {"kernels", "stream.resample"},
     "simplejpeg": {"stream.decode"},
     "imagededup": {"semantic"},
-    "webdataset": set(),
+    "webdataset": {"stream.conventions"},
     "fsspec": {"remote"},
 }
 

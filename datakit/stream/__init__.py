@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment import View, Views, evaluation, mae, multi_view
     from .batch import Batch
+    from .conventions import OrderSampler, ShardDataset, pipeline
     from .loader import Loader, Report
 
-__all__ = ["Batch", "Loader", "Report", "View", "Views", "evaluation", "mae", "multi_view"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "OrderSampler",
+    "Report",
+    "ShardDataset",
+    "View",
+    "Views",
+    "evaluation",
+    "mae",
+    "multi_view",
+    "pipeline",
+]
 _HOMES = {"Batch": "batch", "Loader": "loader", "Report": "loader"}
+_HOMES |= dict.fromkeys(("OrderSampler", "ShardDataset", "pipeline"), "conventions")
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from .repeats import Ahead, Repeated
 from .schedule import Remainder, Schedule
 from .tars import Tars, opened
 
+Source = str | Path | Sequence[str | Path]
 CHUNK = 8  # samples that a thread makes at a time, at most
 FORMAT = 1  # of the state
 
@@ -76,7 +77,7 @@ class Loader:
 
     def __init__(
         self,
-        source: str | Path | Sequence[str | Path],
+        source: Source,
         batch_size: int,
         *,
         seed: int = 0,
@@ -113,6 +114,8 @@ class Loader:
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
+        self._one: tuple[Any, ...] = (None, None)
+        self._kind: tuple[int, str] | None = None
         self.schedule(0)  # tells what is wrong with its numbers
 
     def samples_in(self, size_bytes: int) -> int:
@@ -124,10 +127,13 @@ class Loader:
         """Batches of a whole epoch, the same on all ranks."""
         return len(self.schedule(0))
 
+    @property
+    def samples(self) -> int:
+        """Positions of an epoch."""
+        return len(self.tars) * self.repeats
+
     def schedule(self, start: int) -> Schedule:
-        return Schedule(
-            len(self.tars) * self.repeats, self.batch_size, self.rank, self.world_size, start, self.remainder
-        )
+        return Schedule(self.samples, self.batch_size, self.rank, self.world_size, start, self.remainder)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration gives. One that a state was loaded for goes on where that was."""
@@ -174,13 +180,22 @@ class Loader:
             if not sys.is_finalizing():  # then the threads have ended already
                 pool.shutdown(cancel_futures=True)
 
+    def one(self, epoch: int, position: int, in_turn: bool = False) -> Batch:
+        """The batch of one position, made here; in_turn: of the set's order, without shuffling."""
+        if (epoch, in_turn) != self._one[:2]:
+            order = InTurn(len(self.tars), self.seed, epoch) if in_turn else self.order(epoch)
+            self._one = epoch, in_turn, self.maker(order, None)
+        slots = self.slots(self._one[2], np.array([position], np.int64))
+        self._one[2].fill(slots, 0, 1)
+        return self.finished(self._one[2], slots, epoch, position + 1)
+
     def wait(self, made: list[Future[None]]) -> None:
         began = time.perf_counter()
         for one in made:
             one.result()
         self.told.seconds["wait"] += time.perf_counter() - began
 
-    def maker(self, order: Order | InTurn | Repeated, schedule: Schedule) -> Maker:
+    def maker(self, order: Order | InTurn | Repeated, schedule: Schedule | None) -> Maker:
         """What makes the samples of an epoch."""
         views, numbers, function = self.transform
         bands, levels = self.kind(order) if views else (0, "uint8")
@@ -190,21 +205,26 @@ class Loader:
             scale.of(bands)  # tells where there are other bands than means
         columns = self.columns if self.columns.names else None
         kind = (bands, levels, dtype) if views else None
-        ahead = Ahead(order, schedule.has) if isinstance(order, Repeated) else None
+        ahead = Ahead(order, schedule.has) if schedule and isinstance(order, Repeated) else None
         return Maker(self.tars, order, views, made, scale, function, columns, self.decoder, kind, self.most_bad, ahead)
 
     def kind(self, order: Order | InTurn | Repeated) -> tuple[int, str]:
         """Bands and dtype of the set's images: of the first that can be read."""
         bad: list[Bad] = []
-        for row in order.at(0, min(self.most_bad + 1, order.samples)):
+        for position in range(min(self.most_bad + 1, order.samples)):
+            if self._kind is not None:
+                return self._kind
+            row = int(order.at(position, 1)[0])
             try:
-                member = self.tars.image_of(int(row))
+                member = self.tars.image_of(row)
                 if member is not None:
-                    levels = self.decoder(self.tars.read(int(row), member))
-                    return levels.shape[2], levels.dtype.name
+                    levels = self.decoder(self.tars.read(row, member))
+                    self._kind = levels.shape[2], levels.dtype.name
             except (OSError, Unreadable) as exc:
-                bad.append(Bad(int(row), self.tars.where(int(row)), "", "unreadable", str(exc)))
-        raise too_many(bad, self.most_bad)
+                bad.append(Bad(row, self.tars.where(row), "", "unreadable", str(exc)))
+        if self._kind is None:
+            raise too_many(bad, self.most_bad)
+        return self._kind
 
     def slots(self, maker: Maker, positions: NDArray[np.int64]) -> Slots:
         """What a batch of these positions is made in."""

@@ -41,6 +41,11 @@ class Schedule:
         left = max(self.samples - self.start, 0)
         return left // self.together if self.remainder == "drop" else -(-left // self.together)
 
+    def position(self, batch: int, slot: int) -> int:
+        """The position of one slot, which may lie behind the last sample."""
+        position = self.start + batch * self.together + self.rank * self.batch_size + slot
+        return position % self.samples if self.remainder == "wrap" else position
+
     def positions(self, batch: int) -> NDArray[np.int64]:
         """Positions of the batch's slots, (batch_size,); -1: an empty one."""
         first = self.start + batch * self.together + self.rank * self.batch_size
