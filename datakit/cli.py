@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
+from . import __version__, cli_stream
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="what is done of the builds of a work folder, what is left, what failed")
     status.add_argument("work", type=Path, help="a work folder")
     status.set_defaults(run=run_status)
+    cli_stream.add(verbs)
     gc = verbs.add_parser("gc", help="free what no build uses any more")
     gc.add_argument("work", type=Path, help="a work folder")
     gc.set_defaults(run=run_gc)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tars import SIZES, sample, write_tar
 
 from datakit.sources.synth import make
 
@@ -27,3 +28,18 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def folder(twins: tuple[Path, Path]) -> Path:
     return twins[0]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tars of 17, 5 and 9 samples."""
+    folder, n = tmp_path_factory.mktemp("shards"), 0
+    for shard, size in enumerate(SIZES):
+        write_tar(folder / f"part-{shard}.tar", [m for k in range(n, n + size) for m in sample(k)])
+        n += size
+    return folder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import webdataset
-from test_loader import SMALL, cache, shards  # noqa: F401
+from tars import SMALL
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 
 
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
-def test_a_dataloader_gives_what_a_loader_gives(shards: Path, workers: int, method: str | None) -> None:  # noqa: F811
+def test_a_dataloader_gives_what_a_loader_gives(shards: Path, workers: int, method: str | None) -> None:
     for rank in range(2):
         loader = Loader(shards, 4, transform=SMALL, seed=5, rank=rank, world_size=2, columns=["n"])
         dataset = ShardDataset(shards, transform=SMALL, seed=5, columns=["n"])
@@ -37,7 +37,7 @@ def test_a_dataloader_gives_what_a_loader_gives(shards: Path, workers: int, meth
                 assert torch.equal(ours["n"], theirs["n"])
 
 
-def test_a_plain_index_is_the_sample_of_that_number(shards: Path) -> None:  # noqa: F811
+def test_a_plain_index_is_the_sample_of_that_number(shards: Path) -> None:
     dataset = ShardDataset(shards, transform=multi_view(32, 16, 1))
     assert len(dataset) == 31
     assert dataset[30]["key"] == dataset[-1]["key"] == "s030"
@@ -55,7 +55,7 @@ def test_a_plain_index_is_the_sample_of_that_number(shards: Path) -> None:  # no
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
 @pytest.mark.parametrize("workers", [0, 2])
-def test_torchdata_goes_on_where_it_was(shards: Path, workers: int) -> None:  # noqa: F811
+def test_torchdata_goes_on_where_it_was(shards: Path, workers: int) -> None:
     def fresh() -> Any:
         dataset = ShardDataset(shards, transform=SMALL, seed=1)
         sampler = OrderSampler(dataset, 3, 0, 1)
@@ -73,7 +73,7 @@ def test_torchdata_goes_on_where_it_was(shards: Path, workers: int) -> None:  # 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves tars open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_the_same_tars(shards: Path) -> None:  # noqa: F811
+def test_webdataset_reads_the_same_tars(shards: Path) -> None:
     plain = pipeline(shards, shuffle=0)
     assert isinstance(plain, webdataset.WebDataset)
     seen = [(sample["__key__"], json.loads(sample["json"])["n"]) for sample in plain]

@@ -28,6 +28,7 @@ LAYERS = [
     "collect plan query draft collections_page",
     "leave",
     "pipeline status stream",
+    "cli_stream",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
@@ -38,6 +39,7 @@ DOORS = {
         "stream.conventions",
         "stream.device",
         "stream.loader",
+        "stream.replay",
         "pretrain",
         "evaluate",
         "semantic",

@@ -7,8 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from worlds import scene
+from tars import SMALL, jpeg, keys, sample, write_tar
 
 from datakit.boxes import Box, dumps, rectangle
 from datakit.errors import RecipeError, ShardError
@@ -28,52 +26,7 @@ from datakit.stream.augment import IMAGENET
 from datakit.stream.order import Order
 from datakit.stream.repeats import Repeated
 
-SIZES = (17, 5, 9)  # samples of each shard
 ANY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SMALL = mae(32, normalise=None)
-
-
-def jpeg(seed: int, width: int, height: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(scene(seed, width, height)).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def sample(n: int, **more: Any) -> list[tuple[str, bytes]]:
-    fields = {"n": n, "gsd_m": 0.5 if n % 2 else -1.0, "label": f"class{n % 3}", **more}
-    return [
-        (f"s{n:03}.jpg", jpeg(n, 64 + n, 80)),
-        (f"s{n:03}.cls", str(n % 3).encode()),
-        (f"s{n:03}.json", json.dumps(fields).encode()),
-    ]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tars of 17, 5 and 9 samples."""
-    folder, n = tmp_path_factory.mktemp("shards"), 0
-    for shard, size in enumerate(SIZES):
-        write_tar(folder / f"part-{shard}.tar", [m for k in range(n, n + size) for m in sample(k)])
-        n += size
-    return folder
-
-
-def keys(loader: Loader) -> list[str]:
-    return [key for batch in loader for key in batch.keys]
 
 
 def together(loaders: list[Loader]) -> list[str]:

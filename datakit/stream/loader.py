@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,20 +47,15 @@ class Report:
         return dict(sorted(Counter((bad.shard, bad.reason) for bad in self.replaced).items()))
 
 
-class Pictures(NamedTuple):
+def pictures(
+    transform: Views | Function | None, tars: Tars
+) -> tuple[tuple[View, ...], MeanStd | None, Function | None]:
     """What is made of an image: views, normalised by these numbers; else what a function gives, or the image itself."""
-
-    views: tuple[View, ...] = ()
-    numbers: MeanStd | None = None
-    function: Function | None = None
-
-    @classmethod
-    def of(cls, transform: Views | Function | None, tars: Tars) -> Pictures:
-        if isinstance(transform, Views):
-            return cls(transform.views, mean_std(transform.normalise, tars.folder / "samples.parquet"))
-        if transform is not None and not callable(transform):
-            raise RecipeError(f"transform: {transform!r}: Views, as mae() gives, a function of (image, rng), or None")
-        return cls(function=transform)
+    if isinstance(transform, Views):
+        return transform.views, mean_std(transform.normalise, tars.folder / "samples.parquet"), None
+    if transform is not None and not callable(transform):
+        raise RecipeError(f"transform: {transform!r}: Views, as mae() gives, a function of (image, rng), or None")
+    return (), None, transform
 
 
 class Loader:
@@ -68,11 +63,12 @@ class Loader:
 
     batch_size: samples of a batch of this rank. transform: `mae()`, `multi_view(…)`, `evaluation()`, any `Views`; a
     function of (image: (H, W, C) uint8 or uint16, rng: np.random.Generator); None gives images as stored, of one size.
-    columns: see `Columns`. threads: that read and decode (default: a core each). shuffle: False gives the order of the
-    set. remainder: of samples that fill no batch of all ranks: "drop" (default with shuffle), "pad" (default without),
-    "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes. repeats: crops
-    that an epoch has of each image, decoded once, spread over repeat_window batches, see `repeats`. prefetch: batches
-    that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch ends in an error.
+    columns, classes: see `Columns`. threads: that read and decode (default: a core each). shuffle: False gives the
+    order of the set. remainder: of samples that fill no batch of all ranks: "drop" (default with shuffle), "pad"
+    (default without), "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes;
+    block: of so many samples. repeats: crops that an epoch has of each image, decoded once, spread over repeat_window
+    batches, see `repeats`. prefetch: batches that are made while one is used. max_bad_share: of the samples; if more
+    cannot be used, the epoch ends in an error.
     """
 
     def __init__(
@@ -91,6 +87,7 @@ class Loader:
         shuffle: bool = True,
         remainder: Remainder | None = None,
         block_bytes: int | None = None,
+        block: int | None = None,
         repeats: int = 1,
         repeat_window: int = 64,
         prefetch: int = 2,
@@ -104,9 +101,9 @@ class Loader:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = Device(device)
         self.remainder: Remainder = remainder or ("drop" if shuffle else "pad")
-        self.block = None if block_bytes is None else self.samples_in(block_bytes)
-        self.transform = Pictures.of(transform, self.tars)
-        self.columns = Columns(columns, classes, self.transform.views, self.tars)
+        self.block = block if block_bytes is None else self.samples_in(block_bytes)
+        self.views, self.numbers, self.function = pictures(transform, self.tars)
+        self.columns = Columns(columns, classes, self.views, self.tars)
         self.most_bad = max(int(max_bad_share * len(self.tars)), 1)
         self.repeats = repeats
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
@@ -197,16 +194,18 @@ class Loader:
 
     def maker(self, order: Order | InTurn | Repeated, schedule: Schedule | None) -> Maker:
         """What makes the samples of an epoch."""
-        views, numbers, function = self.transform
+        views = self.views
         bands, levels = self.kind(order) if views else (0, "uint8")
-        scale = scaled(numbers, np.iinfo(levels).max)
+        scale = scaled(self.numbers, np.iinfo(levels).max)
         made, dtype = self.device.made_as(scale, levels)
         if views:
             scale.of(bands)  # tells where there are other bands than means
         columns = self.columns if self.columns.names else None
         kind = (bands, levels, dtype) if views else None
         ahead = Ahead(order, schedule.has) if schedule and isinstance(order, Repeated) else None
-        return Maker(self.tars, order, views, made, scale, function, columns, self.decoder, kind, self.most_bad, ahead)
+        return Maker(
+            self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, ahead
+        )
 
     def kind(self, order: Order | InTurn | Repeated) -> tuple[int, str]:
         """Bands and dtype of the set's images: of the first that can be read."""
@@ -293,10 +292,15 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: just behind the last batch that it gave, on any number of ranks."""
         epoch, position = self._handed or (self.epoch, self.position)
-        numbers = self.transform.numbers
-        mean, std = (list(of) for of in numbers) if numbers else ([], [])
+        mean, std = (list(of) for of in self.numbers or ((), ()))
         place = {"format": FORMAT, "seed": self.seed, "epoch": epoch, "position": position, "window": list(self.window)}
+        place["together"] = self.batch_size * self.world_size  # samples of the last step
         return {**place, **self.about(), "mean": mean, "std": std}
+
+    @staticmethod
+    def options_of(state: dict[str, Any]) -> dict[str, Any]:
+        """Options that give a loader the order of a state."""
+        return {"shuffle": state["shuffle"], "block": state["block"], "repeats": state["repeats"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another loader stood. ShardError tells what is not as it was there."""
