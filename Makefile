@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 
-.PHONY: install check test soak bench docs opticalrs clean
+.PHONY: install check test soak bench bench-stream docs opticalrs clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,10 @@ bench: install
 	$(BIN)/python bench/cut.py
 	$(BIN)/python bench/dedup.py
 	$(BIN)/python bench/engine.py
+
+bench-stream: install
+	$(BIN)/python -m pip install --quiet '.[peers]'
+	$(BIN)/python bench/stream.py
 
 docs: install
 	mkdir -p $(BUILD)
