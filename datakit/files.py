@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote_to_bytes
 
-from . import ranges, remote
+from . import hand, ranges, remote
 from .errors import SourceError
 from .remote import Facts, Remote, Root, facts
 
@@ -221,6 +221,8 @@ def check_machine(exc: BaseException, root: Root, file: Located) -> None:
     """
     if isinstance(exc, SourceError) or (isinstance(exc, OSError) and exc.errno in OF_THE_MACHINE):
         raise exc
+    if hand.is_held() and (isinstance(exc, MemoryError) or type(exc.__cause__).__name__ == "CPLE_OutOfMemoryError"):
+        raise MemoryError(str(exc.__cause__ or exc)) from exc
     if not file.packing:
         with ranges.opened(on_disk(root, file.path)):
             return

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,7 @@ BAD = {
     "hang": "timed_out",
     "spin": "timed_out",
     "eat": "out_of_memory",
+    "lack": "out_of_memory",
 }
 
 
@@ -343,7 +345,7 @@ def test_bad_images_go_by_name_and_good_ones_stay(
     assert {row["name"]: row["dropped"] for row in dropped} == {f"{kind}.jpg": why for kind, why in BAD.items()}
     assert {row["stage"] for row in dropped} == {"cut"}
     kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
-    assert set(kept) == {"once.jpg", *(f"good{n}.jpg" for n in range(6))}
+    assert set(kept) == {"once.jpg", *(f"good{n}.jpg" for n in range(7))}
     assert (tmp_path / "flag").exists(), "it killed its reader once, and was not blamed"
     pictures = pq.read_table(out / "pictures.parquet", columns=["dropped"]).column("dropped").to_pylist()
     assert not set(pictures) & set(BAD.values()), "nobody looks at them again"
@@ -360,11 +362,54 @@ def test_bad_images_go_by_name_and_good_ones_stay(
     monkeypatch.delenv("PYTHONPATH")  # the readers are mended
     datakit.build(recipe, data, out, workers=0, retry=["kills_reader", "timed_out"])
     kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
-    assert len(set(kept)) == 11
+    assert len(set(kept)) == 12
     assert work_done(out)["images_opened"] == 4
     datakit.build(recipe, data, out, workers=0, retry=["out_of_memory"])
     datakit.build(recipe, data, tmp_path / "fresh", workers=0)
     assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_nobody_is_blamed_for_what_an_earlier_image_did_to_its_process(
+    tmp_path: Path, readers_break: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is short once, and an image that leaves a process in which later ones die; one dies anywhere."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    faults = [f"short:{tmp_path / 'flag'}", "once:/", "poison", "segfault", "victim", "once:/"]
+    for n, fault in enumerate(faults):
+        bad_jpeg(data / "forty" / f"image{n}.jpg", fault, n)
+    datakit.build(recipe_of("forty"), data, out, workers=1, timeout_s=30)
+    assert (tmp_path / "flag").exists()
+    assert pq.read_table(out / "dropped.parquet").column("name").to_pylist() == ["image3.jpg"]
+    assert pq.read_table(out / "samples.parquet").num_rows == len(faults) - 1
+    monkeypatch.delenv("PYTHONPATH")
+    datakit.build(recipe_of("forty"), data, out, workers=0, retry=["kills_reader"])
+    datakit.build(recipe_of("forty"), data, tmp_path / "fresh", workers=0)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_a_part_that_is_made_in_pieces_has_the_same_bytes(
+    forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever step it is of, and though images are dropped in it."""
+    jobs: list[Any] = []
+    make, draw = run.make_part, pipeline.draw
+    monkeypatch.setattr(run, "make_part", lambda job: jobs.append(job) or make(job))
+    monkeypatch.setattr(pipeline, "draw", lambda job: jobs.append(job) or draw(job))
+    rules = [{"rule": "smaller_than", "side_px": 200}, {"rule": "dark", "luma_mean": 110}]
+    datakit.build(recipe_of("forty", exclude={"rules": rules}), forty, tmp_path / "out", workers=0)
+    assert {job.path.parent.parent.name for job in jobs} == {*STEPS, "out.work"}
+    for job in jobs:
+        before = {path: path.read_bytes() for path in job.path.parent.glob(f"{job.path.stem}.*")}
+        for path in before:
+            path.unlink()
+        with disk.aside(job.work) as aside:
+            job = replace(job, aside=aside) if hasattr(job, "aside") else job
+            task, images = (draw if hasattr(job, "aside") else make), job.images()
+            pieces = [job.only(some, aside) for some in (images[:3], images[3:4], images[4:]) if some]
+            for piece in pieces:
+                task(piece)
+            task(job.joined([piece.path for piece in pieces]))
+        assert {path: path.read_bytes() for path in job.path.parent.glob(f"{job.path.stem}.*")} == before
 
 
 def test_too_many_unreadable_images_stop_the_build_with_the_list(tmp_path: Path) -> None:
