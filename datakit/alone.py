@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +36,7 @@ FAILURES = ("unreadable", "label_unreadable", *REASONS)  # drops that say nothin
 TRIES = 2  # alone, in a fresh process, before an image is blamed
 KILLS = 5  # from outside, in a row, before we give up
 WHOLE = 2  # deaths in a row with nobody to blame before a part is made in pieces
+ROOM_SHARE = 0.9  # of what is left to a container, that an image may have
 NO_MEMORY = 12  # status of a process whose memory did not suffice
 POLL_S = 0.02
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
@@ -252,11 +255,45 @@ def portable(exc: Exception) -> Exception:
     return exc
 
 
+def room_bytes(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """What is left of the memory of the container or the job that we are in; 0 where it has no limit."""
+    left = []
+    for line in mine.read_text().splitlines() if mine.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # cgroups, version 1
+        limit, usage, cached = old if kinds else ("memory.max", "memory.current", "inactive_file")
+        top = groups / "memory" if kinds else groups
+        folder = top / path.strip("/")
+        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
+            try:
+                most, used = (int((group / name).read_text()) for name in (limit, usage))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # it lies elsewhere in a container; "max": no limit
+                continue
+            left.append(max(most - used + int(stat.get(cached, 0)), 1))
+    return min(left, default=0)
+
+
+def fail_first(most_bytes: int, room: int) -> None:
+    """Have this process fail by MemoryError before the kernel ends it, or all of its container, without a word.
+
+    Others may have taken what there is for now: a quarter of what an image may have is always granted.
+    """
+    if 0 < room < (most_bytes or math.inf):
+        more = max(int(room * ROOM_SHARE), most_bytes // 4)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        has = psutil.Process().memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (has + more, hard))
+
+
 def main(folder: Path) -> None:
     """The fresh process: does what the file `task` says and leaves an `answer`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     task, item, limits = pickle.loads((folder / "task").read_bytes())  # written by the process that started us
+    fail_first(limits.memory_bytes, room_bytes())
     answer: tuple[bool, Any]
     try:
         with hand.working(item.path, item.work, limits):

@@ -37,7 +37,7 @@ class Limits:
     cpu_s: float = 120.0
     cpu_s_per_mpx: float = 2.0  # `cut` needs a twentieth of it
     clock: float = 10.0  # times the CPU seconds
-    memory_bytes: int = 0  # that a process which is alone with one image may have; 0: no limit
+    memory_bytes: int = 0  # that a process which is alone with one image may have; 0: what its worker has
 
     def seconds(self, sample: Sample) -> float:
         """CPU seconds for an image whose size may not be known yet."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -123,9 +124,12 @@ class Cluster:
         while len(self.workers) < self.count:
             self.workers.append(self.worker())
 
-    def worker(self) -> subprocess.Popen[str]:
+    def worker(self, *more: str, path: Path | None = None) -> subprocess.Popen[str]:
+        """One more worker; modules are looked for at `path` first."""
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(self.folder / "dask")]
-        return start("-m", "distributed.cli.dask_worker", self.address, *options)
+        before = [str(path), os.environ.get("PYTHONPATH", "")] if path else [os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, before))}
+        return start("-m", "distributed.cli.dask_worker", self.address, *options, *more, env=env, cwd=self.folder)
 
     def client(self) -> subprocess.Popen[str]:
         with (self.folder / "said").open("w") as said:
@@ -203,24 +207,76 @@ def test_twenty_kills_of_client_worker_and_scheduler(cluster: Cluster, undisturb
 
 def test_a_part_that_an_orphan_ends_late_does_no_harm(cluster: Cluster, undisturbed: dict[str, str]) -> None:
     """A worker is stopped in mid-part and loses its scheduler; the build ends without it; then it goes on."""
-    cluster.count = 1
+    data, tmp_path, hands = cluster.data, cluster.folder, cluster.folder / "out.work" / "hands"
+    image = data / "forty" / "class0" / "image00.jpg"  # in the hand of the orphan, whose reader waits there
+    cluster.data = shutil.copytree(data, tmp_path / "data")
+    Image.open(image).save(cluster.data / image.relative_to(data), comment=f"fault:wait:{tmp_path}", quality="keep")
+    truth = tmp_path / "truth"
+    datakit.build(recipe_of("forty"), cluster.data, truth, workers=0)
+    cluster.count = 0
     cluster.up()
-    orphan, client = cluster.workers[0], cluster.client()
-    while cluster.files() < 12:
+    orphan, client = cluster.worker(path=FAULTS), cluster.client()
+    while not (tmp_path / "reached").exists():
         time.sleep(0.01)
+    (mine,) = (path for path in hands.iterdir() if path.read_bytes().strip(b"\0\n"))
     os.killpg(orphan.pid, signal.SIGSTOP)
+    cluster.count = 1
     kill(client)
     assert cluster.scheduler is not None
     kill(cluster.scheduler)
     cluster.workers, cluster.scheduler = [], None
     cluster.up()
     assert cluster.client().wait(timeout=120) == 0
-    assert digests(cluster.out) == undisturbed
+    assert digests(cluster.out) == digests(truth)
+    before = digests(hands.parent / "cut")
+    mine.touch()  # who found it has removed it: the orphan removes it once more, when it ends its part
+    (tmp_path / "gate").touch()
     os.killpg(orphan.pid, signal.SIGCONT)
-    time.sleep(1.0)
+    begin = time.monotonic()
+    while mine.exists():
+        assert time.monotonic() - begin < 60
+        time.sleep(0.05)
     kill(orphan)
+    after = digests(hands.parent / "cut")
+    assert before.items() <= after.items(), "what the orphan made is not looked at"
     datakit.build(recipe_of("forty"), cluster.data, cluster.out, workers=0)
-    assert digests(cluster.out) == undisturbed
+    assert digests(cluster.out) == digests(truth)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_worker_without_datakit_is_refused_by_name(cluster: Cluster, late: bool) -> None:
+    """It joins before a build begins, or in the middle of it."""
+    (cluster.folder / "none").mkdir()
+    (cluster.folder / "none" / "sitecustomize.py").write_text("import sys\nsys.modules['datakit'] = None\n")
+    cluster.count = int(late)
+    cluster.up()
+    if not late:
+        cluster.workers.append(cluster.worker(path=cluster.folder / "none"))
+    client = cluster.client()
+    while late and cluster.files() < 2:
+        time.sleep(0.01)
+    if late:
+        kill(cluster.workers.pop())
+        cluster.workers.append(cluster.worker(path=cluster.folder / "none"))
+    assert client.wait(timeout=60) == 1
+    said = (cluster.folder / "said").read_text()
+    assert re.search(r"StageError: the worker at tcp://\S+ cannot do our tasks \(.*datakit", said), said
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--nthreads", "2"), "has 2 threads: start it with --nthreads 1"),
+        (("--memory-limit", "300MB"), "may have 300 MB: give it --memory-limit 512MB or more"),
+    ],
+)
+def test_a_worker_that_is_started_otherwise_is_refused(cluster: Cluster, options: tuple[str, ...], why: str) -> None:
+    cluster.count = 0
+    cluster.up()
+    cluster.workers.append(cluster.worker(*options))
+    assert cluster.client().wait(timeout=60) == 1
+    said = (cluster.folder / "said").read_text()
+    assert f"StageError: the worker on {os.uname().nodename} {why}" in said, said
 
 
 def test_a_worker_with_other_libraries_or_another_disk_is_refused(forty: Path, tmp_path: Path) -> None:
@@ -474,6 +530,47 @@ def test_what_is_killed_from_outside_again_and_again_is_not_blamed(
     with pytest.raises(StageError, match="3 processes in a row died on it, with no image in hand"):
         alone.carefully(killed, Limits(), job, {})
     assert not (tmp_path / "blamed").exists()
+
+
+GROUPS = {  # of a job in a container, by version of cgroups: limit, usage and cache of it, and of what it is in
+    "0::/job/step\n": ("", "memory.max", "memory.current", "inactive_file"),
+    "4:cpu:/x\n3:memory:/job/step\n0::/\n": (
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", GROUPS)
+def test_what_is_left_of_the_memory_of_a_container(tmp_path: Path, line: str) -> None:
+    top, limit, usage, cached = GROUPS[line]
+    (tmp_path / "mine").write_text(line)
+    assert alone.room_bytes(tmp_path, tmp_path / "mine") == 0
+    for folder, most in (("job", "1000"), ("job/step", "max" if not top else str(1 << 62))):
+        group = tmp_path / top / folder
+        group.mkdir(parents=True)
+        (group / limit).write_text(f"{most}\n")
+        (group / usage).write_text("700\n")
+        (group / "memory.stat").write_text(f"anon 600\n{cached} 50\n")
+    assert alone.room_bytes(tmp_path, tmp_path / "mine") == 350
+    assert alone.room_bytes(tmp_path, tmp_path / "nothing") == 0
+
+
+def test_memory_that_a_container_lacks_is_an_error_of_the_image() -> None:
+    """Before the kernel ends the container, and the worker that would tell with it."""
+    code = f"""
+from datakit import alone
+alone.fail_first({10**9}, {3 * 10**8})
+held = bytes(2 * 10**8)
+try:
+    bytes(2 * 10**8)
+except MemoryError:
+    print("no more")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "no more\n"
 
 
 # Disks
