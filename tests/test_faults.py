@@ -515,6 +515,32 @@ def test_what_a_dead_process_had_in_hand_is_known(tmp_path: Path) -> None:
     assert hand.left(part, tmp_path) == {}
 
 
+def test_compiling_is_no_time_of_the_image_in_hand(tmp_path: Path) -> None:
+    """Where no cache can be written each process compiles, at the first image that it reads."""
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from datakit import hand, measure
+from datakit.sample import Sample
+part, work = Path(sys.argv[1], "cut", "spec", "a.parquet"), Path(sys.argv[1])
+with hand.working(part, work, hand.Limits(cpu_s=1.0, clock=2.0)), hand.holding(Sample()):
+    measure.measure(np.zeros((64, 64, 3), np.uint8), None)
+    measure.sign(np.zeros((64, 64, 3), np.uint8))
+    print("measured", flush=True)
+    while len(sys.argv) > 2:
+        pass
+"""
+    fresh = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=fresh)
+    assert (done.returncode, done.stdout) == (0, "measured\n"), done
+    (tmp_path / "numba").rename(tmp_path / "gone")
+    spins = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "spin"], capture_output=True, text=True, env=fresh
+    )
+    assert (spins.returncode, spins.stdout) == (-signal.SIGPROF, "measured\n"), "what was left of its time counts on"
+
+
 def killed(item: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
