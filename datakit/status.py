@@ -42,6 +42,7 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
     specs = set()
     for used in about["now"]:
         kind, path = used.partition("/")[0], work / used
+        specs.add(path.parent)
         if kind not in SHOWN:
             continue
         done = steps.setdefault(kind, [0, 0])
@@ -51,7 +52,6 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
             if kind != "written":
                 for reasons in read_done(path).funnel.dropped.values():
                     dropped.setdefault(kind, Counter()).update(reasons)
-        specs.add(path.parent)
     blamed = [
         json.loads(path.read_text())
         for folder in sorted(specs)
