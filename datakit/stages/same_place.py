@@ -9,7 +9,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -113,9 +113,8 @@ class Task:
     @property
     def path(self) -> Path:
         """What it is known by: nothing is left there."""
-        which = [mark_of(self.first), *(mark_of(sample) for sample, _ in self.seconds), *sorted(self.some)]
-        pairs = [str(pairs[0]) for _, pairs in self.seconds]
-        return self.work / FOLDER / f"{digest(*which, *pairs)}.parquet"
+        others = [f"{mark_of(sample)} {pairs[0]}" for sample, pairs in self.seconds]
+        return self.work / FOLDER / f"{digest(mark_of(self.first), *others, *sorted(self.some))}.parquet"
 
     def images(self) -> list[InHand]:
         """None: it has no pieces."""
@@ -215,12 +214,10 @@ def pair_of(found: Overlaps, n: int, samples: dict[int, Sample]) -> Pair:
 
 def compare(task: Task) -> Compared:
     """Reads and compares the tiles of a task."""
-    done = Compared()
-    marks = {mark_of(sample) for sample in (task.first, *(sample for sample, _ in task.seconds))}
-    skipped = marks & set(blamed_of(task.path, task.work)) | (marks - task.some if task.some else set())
-    with image.quiet(), aside(task.how.work) as scratch, TileReader(task.first, task.how, scratch, skipped) as ours:
+    done, blamed = Compared(), blamed_of(task.path, task.work)
+    with image.quiet(), aside(task.work) as scratch, TileReader(task.first, task, scratch, blamed) as ours:
         for sample, pairs in task.seconds:
-            with TileReader(sample, task.how, scratch, skipped) as theirs:
+            with TileReader(sample, task, scratch, blamed) as theirs:
                 for pair in pairs:
                     one, other = ours.tile(pair.windows[0]), theirs.tile(pair.windows[1])
                     if one is not None and other is not None:
@@ -255,14 +252,15 @@ def valid_px(tile: Piece) -> int:
 class TileReader:
     """The tiles of one image, opened when the first is asked for; the last few are kept."""
 
-    def __init__(self, sample: Sample, how: How, scratch: Path, skipped: Set[str] = frozenset()) -> None:
+    def __init__(self, sample: Sample, task: Task, scratch: Path, blamed: Container[str]) -> None:
+        how, mark = task.how, mark_of(sample)
         self.sample, self.root = sample, how.roots[sample.source.partition("/")[0]]
         self.reader = Reader(self.root, scratch, how.narrow, collars=False, levels=how.levels)
         self.opened = 0
         self.weight = max(len(sample.bands) * 2 // 3, 1) if how.levels else 1  # of a px, beside three bytes
         self._lasting = ExitStack()
         self._read: Callable[[Window], Piece] | None = None
-        self._broken = mark_of(sample) in skipped
+        self._broken = mark in blamed or bool(task.some and mark not in task.some)
         self._kept: dict[Window, Piece | None] = {}
         self._kept_px = 0
 
