@@ -499,6 +499,18 @@ def test_too_many_unreadable_images_stop_the_build_with_the_list(tmp_path: Path)
     assert status(tmp_path / "out.work")[0]["state"] == "complete"
 
 
+def test_status_tells_which_of_two_builds_is_running(forty: Path, tmp_path: Path) -> None:
+    """Both use one work folder; one was ended from outside."""
+    work, told = tmp_path / "work", []
+    datakit.build(recipe_of("forty"), forty, tmp_path / "one", work, workers=0)
+    (tmp_path / "one" / "manifest.json").unlink()
+    say = lambda line: told.append({Path(one["out"]).name: one["state"] for one in status(work)})  # noqa: E731
+    datakit.build(recipe_of("forty"), forty, tmp_path / "two", work, workers=0, say=say)
+    assert told[-1] == {"one": "stopped", "two": "running"}
+    (tmp_path / "one").rename(tmp_path / "gone")
+    assert {one["state"] for one in status(work)} == {"stopped", "complete"}
+
+
 def test_a_drop_that_is_final_is_not_tried_again(forty: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="such a drop is final; give unreadable, label_unreadable, kills_reader"):
         datakit.build(recipe_of("forty"), forty, tmp_path / "out", workers=0, retry=["flat"])
