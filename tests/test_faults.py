@@ -226,7 +226,7 @@ def test_a_part_that_an_orphan_ends_late_does_no_harm(cluster: Cluster, undistur
     kill(cluster.scheduler)
     cluster.workers, cluster.scheduler = [], None
     cluster.up()
-    assert cluster.client().wait(timeout=120) == 0
+    assert cluster.client().wait(timeout=300) == 0
     assert digests(cluster.out) == digests(truth)
     before = digests(hands.parent / "cut")
     mine.touch()  # who found it has removed it: the orphan removes it once more, when it ends its part
@@ -293,7 +293,7 @@ def test_a_scheduler_that_says_nothing_is_given_up(cluster: Cluster, monkeypatch
         time.sleep(0.01)
     assert cluster.scheduler is not None
     os.killpg(cluster.scheduler.pid, signal.SIGSTOP)
-    assert client.wait(timeout=45) == 1
+    assert client.wait(timeout=120) == 1  # the machine may be busy
     assert "the Dask scheduler does not answer" in (cluster.folder / "said").read_text()
 
 
