@@ -2,7 +2,8 @@
 
 A part whose process died is made again in a process of its own, after what that one had in hand was tried alone. What
 was killed from outside proves well there and is not blamed; what kills its reader, hangs it or eats all memory is
-written below WORK/blamed, and dropped by that reason whenever its part is made.
+written below WORK/blamed, and dropped by that reason whenever its part is made. Where processes still die, an image may
+have left them such that a later one dies there: the part is then made in pieces, of as few images as it takes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -31,6 +35,9 @@ KILLS_READER, TIMED_OUT, OUT_OF_MEMORY = REASONS = ("kills_reader", "timed_out",
 FAILURES = ("unreadable", "label_unreadable", *REASONS)  # drops that say nothing of what an image shows
 TRIES = 2  # alone, in a fresh process, before an image is blamed
 KILLS = 5  # from outside, in a row, before we give up
+WHOLE = 2  # deaths in a row with nobody to blame before a part is made in pieces
+ROOM_SHARE = 0.9  # of what is left to a container, that an image may have
+NO_MEMORY = 12  # status of a process whose memory did not suffice
 POLL_S = 0.02
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
 TIMERS = {signal.SIGPROF, signal.SIGALRM}
@@ -46,8 +53,16 @@ class Item(Protocol):
     @property
     def work(self) -> Path: ...
 
-    def only(self, mark: str, aside: Path) -> Self:
-        """The same for one image, to be left in `aside`."""
+    def images(self) -> list[InHand]:
+        """What it reads, in order; none where it cannot be made in pieces."""
+        ...
+
+    def only(self, some: Sequence[InHand], aside: Path) -> Self:
+        """The same for some images, to be left in `aside`."""
+        ...
+
+    def joined(self, pieces: Sequence[Path]) -> Self:
+        """The same from what was left for all images that are not blamed: it opens none."""
         ...
 
 
@@ -69,30 +84,59 @@ def safely(task: Callable[[Any], R], limits: Limits, item: Any, ours: bool = Tru
     ours: whether this process may be ended when one image takes too long.
     """
     dead = hand.left(item.path, item.work)
-    if dead:
-        return carefully(task, limits, item, dead)
-    with hand.working(item.path, item.work, limits if ours else None):
-        return task(item)
+    if not dead:
+        with hand.working(item.path, item.work, limits if ours else None):
+            try:
+                return task(item)
+            except MemoryError:  # what was in hand then still is
+                dead = hand.left(item.path, item.work)
+    return carefully(task, limits, item, dead)
 
 
 def carefully(task: Callable[[Any], R], limits: Limits, item: Any, dead: dict[Path, InHand | None]) -> R:
     """task(item) in a process of its own, as often as it takes: each time it dies an image is tried alone."""
     killed = 0
     while True:
-        blamed = [look_into(task, limits, item, image) for image in sorted({image for image in dead.values() if image})]
+        images = sorted({image for image in dead.values() if image})
+        blamed = [look_into(task, limits, item, image) for image in images]
         for path in dead:
             path.unlink(missing_ok=True)
         killed = 0 if any(blamed) else killed + 1
         if killed > KILLS:
-            images = ", ".join(sorted(f"{image.source}: {image.name}" for image in dead.values() if image))
+            names = ", ".join(f"{image.source}: {image.name}" for image in images)
             raise StageError(
-                f"{item.path.stem}: {killed} processes in a row died on it, with {images or 'no image'} in hand, "
+                f"{item.path.stem}: {killed} processes in a row died on it, with {names or 'no image'} in hand, "
                 "and alone each image is well. Is there too little memory? Give --memory, or fewer --workers"
             )
+        if killed >= WHOLE and images and item.images():
+            return in_pieces(task, limits, item)
         try:
             return in_fresh_process(task, item, limits)
         except (Blame, FromOutside):
             dead = hand.left(item.path, item.work)
+
+
+def in_pieces(task: Callable[[Any], R], limits: Limits, item: Any) -> R:
+    """task(item) from pieces, each made in a process of its own: one that dies is halved, down to single images."""
+    with disk.aside(item.work) as aside:
+        pieces, waiting = [], [item.images()]
+        while waiting:
+            blamed = blamed_of(item.path, item.work)
+            some = [image for image in waiting.pop() if image.mark not in blamed]
+            if not some:
+                continue
+            piece = item.only(some, aside)
+            try:
+                in_fresh_process(task, piece, limits)
+                pieces.append(piece.path)
+            except (Blame, FromOutside):
+                left, middle = hand.left(piece.path, item.work), len(some) // 2
+                for path in left:
+                    path.unlink(missing_ok=True)
+                suspects = [image for image in left.values() if image] if middle else some
+                found = any(look_into(task, limits, item, image) for image in suspects)
+                waiting += [some] if found or not middle else [some[middle:], some[:middle]]
+        return task(item.joined(pieces))
 
 
 def look_into(task: Callable[[Any], Any], limits: Limits, item: Any, image: InHand) -> bool:
@@ -102,7 +146,7 @@ def look_into(task: Callable[[Any], Any], limits: Limits, item: Any, image: InHa
     failures, kills = 0, 0
     while failures < TRIES:
         with disk.aside(item.work) as aside:
-            alone = item.only(image.mark, aside)
+            alone = item.only([image], aside)
             try:
                 in_fresh_process(task, alone, limits)
                 return False
@@ -170,6 +214,8 @@ def why(status: int, ate_bytes: int) -> Exception:
     """What the end of a process tells."""
     if ate_bytes:
         return Blame(OUT_OF_MEMORY, f"had {ate_bytes / 1e6:,.0f} MB, alone in a process")
+    if status == NO_MEMORY:
+        return Blame(OUT_OF_MEMORY, "more memory than there is, alone in a process")
     if status >= 0:
         return Blame(KILLS_READER, f"its process ended with status {status}")
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
@@ -209,15 +255,54 @@ def portable(exc: Exception) -> Exception:
     return exc
 
 
+def room_bytes(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+    """What is left of the memory of the container or the job that we are in; 0 where it has no limit."""
+    left = []
+    for line in mine.read_text().splitlines() if mine.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # cgroups, version 1
+        limit, usage, cached = old if kinds else ("memory.max", "memory.current", "inactive_file")
+        top = groups / "memory" if kinds else groups
+        folder = top / path.strip("/")
+        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
+            try:
+                most, used = (int((group / name).read_text()) for name in (limit, usage))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # it lies elsewhere in a container; "max": no limit
+                continue
+            left.append(max(most - used + int(stat.get(cached, 0)), 1))
+    return min(left, default=0)
+
+
+def fail_first(most_bytes: int, room: int) -> None:
+    """Have this process fail by MemoryError before the kernel ends it, or all of its container, without a word.
+
+    Others may have taken what there is for now: a quarter of what an image may have is always granted.
+    """
+    if 0 < room < (most_bytes or math.inf):
+        more = max(int(room * ROOM_SHARE), most_bytes // 4)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        has = psutil.Process().memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (has + more, hard))
+
+
 def main(folder: Path) -> None:
     """The fresh process: does what the file `task` says and leaves an `answer`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     task, item, limits = pickle.loads((folder / "task").read_bytes())  # written by the process that started us
+    fail_first(limits.memory_bytes, room_bytes())
     answer: tuple[bool, Any]
     try:
         with hand.working(item.path, item.work, limits):
-            answer = True, task(item)
+            try:
+                answer = True, task(item)
+            except MemoryError:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(NO_MEMORY)  # with the image in hand
     except Exception as exc:
         answer = False, portable(exc)
     (folder / "answer.part").write_bytes(pickle.dumps(answer))

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ import pyarrow.parquet as pq
 from .remote import Remote, Root
 
 PARTIAL = ".partial"  # folder in OUT of what is being written, while a build goes on
+NEIGHBOURS = 8  # files that are looked at where one cannot be read
+PIECE_BYTES = 1 << 20
 ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
 A = TypeVar("A")
 B = TypeVar("B")
@@ -175,6 +178,27 @@ def sweep(work: Path) -> None:
         found = ours.fullmatch(folder.name)
         if found and not alive(int(found[1])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_hurt(path: Path) -> bool:
+    """Whether a file cannot be read from its disk, and others of its folder can: all that are tried."""
+    if _trouble(path, path.stat().st_size) != errno.EIO:
+        return False
+    with os.scandir(path.parent) as entries:
+        others = list(islice((Path(e.path) for e in entries if e.is_file() and e.name != path.name), NEIGHBOURS))
+    return bool(others) and not any(_trouble(other, 1) for other in others)
+
+
+def _trouble(path: Path, count: int) -> int:
+    """The error that reading so many bytes of a file gives, 0 if none; what is in memory does not count."""
+    try:
+        with path.open("rb", buffering=0) as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while stream.read(PIECE_BYTES) and stream.tell() < count:
+                pass
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0
 
 
 def alive(pid: int) -> bool:

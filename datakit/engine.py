@@ -6,6 +6,7 @@ A bounded number of tasks is in flight, so that the scheduler's memory does not 
 from __future__ import annotations
 
 import math
+import operator
 import os
 import pickle
 import queue
@@ -14,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import __version__, alone, image
-from .call import call
 from .disk import aside
 from .errors import StageError
 from .hand import Limits, works_for
@@ -171,8 +172,7 @@ class Engine:
     def _guarded(self, task: Callable[[Any], Any]) -> Guarded:
         if self._token is None and self.work is not None:
             self._token = self._lasting.enter_context(aside(self.work))
-        limits = replace(self.limits, memory_bytes=0 if self.scheduler else self.memory_bytes)
-        return Guarded(task, limits, self._token, versions())
+        return Guarded(task, self.limits, self._token, versions())
 
     def _room(self) -> int:
         count = len(workers_of(self._client)) if self.scheduler else self.workers
@@ -228,6 +228,21 @@ class Engine:
         return Client(cluster)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A task that is done where it is unpickled: all that Dask sees of it are bytes and a function of Python's own.
+
+    A function of ours cannot be unpacked where datakit is not installed: that ends the connection of a worker, which
+    looks as if it had died.
+    """
+
+    task: Guarded
+    item: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.call, (self.task, self.item)
+
+
 class Flight:
     """Tasks that are with the workers."""
 
@@ -237,7 +252,7 @@ class Flight:
         self.ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def send(self, item: Any, deaths: int = 0) -> None:
-        future = self.client.submit(call, pickle.dumps((self.task, item)), pure=False)
+        future = self.client.submit(pickle.loads, pickle.dumps(Packed(self.task, item)), pure=False)
         self.items[future.key] = future, item, deaths
         future.add_done_callback(self.ended.put)
 
@@ -257,7 +272,12 @@ class Flight:
         except RuntimeError as exc:
             if "deserialization" not in str(exc):
                 raise
-            raise StageError("the Dask scheduler cannot read our tasks: install datakit there, too") from exc
+            raise StageError("the Dask scheduler cannot read our tasks: install the same distributed there") from exc
+        except ImportError as exc:
+            raise StageError(
+                f"the worker at {lacking(self.client)} cannot do our tasks ({exc}): install there what is installed "
+                "here, in the environment that starts it"
+            ) from exc
         except KilledWorker as exc:
             if deaths == MOST_DEATHS:
                 what = getattr(item, "path", type(item).__name__)
@@ -306,6 +326,15 @@ def workers_of(client: Any) -> dict[str, int]:
     except (OSError, TimeoutError, CancelledError) as exc:
         raise StageError(f"the Dask scheduler does not answer. {START} ({type(exc).__name__})") from exc
     return found
+
+
+def lacking(client: Any) -> str:
+    """The workers that have no datakit, as far as they can be asked."""
+    try:
+        told = client.sync(client._run, find_spec, "datakit", on_error="return", callback_timeout=ANSWER_S)
+    except (OSError, TimeoutError, CancelledError):
+        return "?"
+    return ", ".join(sorted(worker for worker, spec in told.items() if spec is None)) or "?"
 
 
 def machine_bytes() -> int:

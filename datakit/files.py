@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote_to_bytes
 
-from . import ranges, remote
+from . import disk, hand, ranges, remote
 from .errors import SourceError
 from .remote import Facts, Remote, Root, facts
 
@@ -217,10 +217,17 @@ def head(root: Root, file: Located, count: int) -> bytes:
 def check_machine(exc: BaseException, root: Root, file: Located) -> None:
     """Raise what tells of the machine and not of the file: a disk, or a store, that is full, gone, or may not be read.
 
-    Such a file must not be dropped for good. GDAL hides the system's words, so the file is looked for.
+    Such a file must not be dropped for good. GDAL hides the system's words, so the file is looked for. One that lies
+    where its disk is damaged is told by its neighbours.
     """
+    if isinstance(exc, OSError) and exc.errno == errno.EIO and not file.packing:
+        where = on_disk(root, file.path)
+        if isinstance(where, Path) and disk.is_hurt(where):
+            return
     if isinstance(exc, SourceError) or (isinstance(exc, OSError) and exc.errno in OF_THE_MACHINE):
         raise exc
+    if hand.is_held() and (isinstance(exc, MemoryError) or type(exc.__cause__).__name__ == "CPLE_OutOfMemoryError"):
+        raise MemoryError(str(exc.__cause__ or exc)) from exc
     if not file.packing:
         with ranges.opened(on_disk(root, file.path)):
             return

@@ -63,14 +63,7 @@ def claim(folder: Root, signs: tuple[str, ...], option: str) -> None:
 def locked(work: Path, alone: bool = False) -> Iterator[None]:
     """Builds may share a work folder; `gc` and --free need it alone. StageError where that cannot be."""
     with (work / "lock").open("w") as file:
-        for patience in range(10, -1, -1):
-            try:
-                fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if patience:  # `datakit status` holds it for a moment
-                    time.sleep(0.05)
-                    continue
+        if not taken(file.fileno(), fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
             busy = "a build is" if alone else "`datakit gc`, or a build with --free, is"
             raise StageError(f"{busy} running in {work}: wait until it ends") from None
         yield
@@ -85,14 +78,33 @@ def writing(out: Root, work: Path) -> Iterator[None]:
         (work / "builds").mkdir(exist_ok=True)
         handle = os.open(work / "builds" / f"{digest(str(out))}.lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise StageError(f"another build is writing to {out}: wait until it ends") from None
-    try:
+        if not taken(handle, fcntl.LOCK_EX):
+            raise StageError(f"another build is writing to {out}: wait until it ends")
         yield
     finally:
         os.close(handle)
+
+
+def taken(handle: int, how: int) -> bool:
+    """Lock a file, if it is free within half a second: `datakit status` holds one for a moment."""
+    for patience in range(10, -1, -1):
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(0.05 if patience else 0)
+    return False
+
+
+def is_written(out: Root, work: Path) -> bool:
+    """Whether a build writes to a folder just now."""
+    try:
+        with writing(out, work):
+            return False
+    except StageError:
+        return True
+    except OSError:  # it was removed
+        return False
 
 
 def was_removed(out: Root) -> bool:

@@ -37,7 +37,7 @@ class Limits:
     cpu_s: float = 120.0
     cpu_s_per_mpx: float = 2.0  # `cut` needs a twentieth of it
     clock: float = 10.0  # times the CPU seconds
-    memory_bytes: int = 0  # that a process which is alone with one image may have; 0: no limit
+    memory_bytes: int = 0  # that a process which is alone with one image may have; 0: what its worker has
 
     def seconds(self, sample: Sample) -> float:
         """CPU seconds for an image whose size may not be known yet."""
@@ -66,9 +66,12 @@ class _Hand:
             self._time(seconds, seconds * self.limits.clock)
 
     def put_down(self) -> None:
+        self.stop()
+        self._write("")
+
+    def stop(self) -> None:
         if self.limits is not None:
             self._time(0, 0)
-        self._write("")
 
     def close(self) -> None:
         os.close(self.handle)
@@ -125,8 +128,18 @@ def holding(sample: Sample) -> Iterator[None]:
     hand.take(sample)
     try:
         yield
-    finally:
+    except MemoryError:  # it stays in hand: `alone` tries it in a process of its own
+        hand.stop()
+        raise
+    except BaseException:
         hand.put_down()
+        raise
+    hand.put_down()
+
+
+def is_held() -> bool:
+    """Whether an image is in hand that is tried again, alone, after an error that says nothing of it."""
+    return _hand is not None
 
 
 def left(part: Path, work: Path) -> dict[Path, InHand | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numba as nb
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils, types
+from numba.core import cgutils, event, types
 from numba.extending import intrinsic
 
 GRACE_PX = 8  # a JPEG block
@@ -16,6 +17,25 @@ BITS = 22  # Pillow's fixed-point resampling: 32 - 8 - 2 (src/libImaging/Resampl
 _i32 = np.int32
 _HALF = np.int32(1 << (BITS - 1))
 _RUN = 1000  # columns whose squares (of Laplacians: 1020**2) add up within 32 bits
+
+
+class Untimed(event.Listener):  # type: ignore[misc]
+    """Stops the timers of this process while numba compiles: that is no time of the image in hand."""
+
+    TIMERS = (signal.ITIMER_PROF, signal.ITIMER_REAL)
+
+    def __init__(self) -> None:
+        self.left: list[list[float]] = []  # s of each timer; one function may be compiled for another
+
+    def on_start(self, _: Any) -> None:
+        self.left.append([signal.setitimer(timer, 0)[0] for timer in self.TIMERS])
+
+    def on_end(self, _: Any) -> None:
+        for timer, seconds in zip(self.TIMERS, self.left.pop(), strict=True):
+            signal.setitimer(timer, seconds)
+
+
+event.register("numba:compile", Untimed())
 
 
 def jit(function: Any) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from . import disk, image
 from .alone import REASONS, blamed_of
 from .dropped import Dropped
-from .hand import holding, mark_of
+from .hand import InHand, holding, mark_of
 from .looks import SCENE, TILE
 from .remote import Root
 from .sample import Sample, digest, from_table, mix64
@@ -34,11 +36,19 @@ class PictureJob:
     work: Path
     aside: Path
     roots: dict[str, Root]
+    pieces: tuple[Path, ...] = ()  # the pictures of some of its images each
 
-    def only(self, mark: str, aside: Path) -> PictureJob:
-        """The picture of one image alone, to be left in `aside`."""
-        mine = tuple(sample for sample in self.samples if mark_of(sample) == mark)
-        return replace(self, samples=mine, path=aside / f"{mark}.parquet")
+    def images(self) -> list[InHand]:
+        return list(dict.fromkeys(InHand(s.source, s.name, mark_of(s)) for s in self.samples))
+
+    def only(self, some: Sequence[InHand], aside: Path) -> PictureJob:
+        """The pictures of some images, to be left in `aside`."""
+        marks = [image.mark for image in some]
+        mine = tuple(sample for sample in self.samples if mark_of(sample) in marks)
+        return replace(self, samples=mine, path=aside / f"{digest(*marks)}.parquet")
+
+    def joined(self, pieces: Sequence[Path]) -> PictureJob:
+        return replace(self, pieces=tuple(pieces))
 
 
 def picture_jobs(dropped: Dropped, work: Path, aside: Path, roots: dict[str, Root]) -> list[PictureJob]:
@@ -64,9 +74,13 @@ def picture_jobs(dropped: Dropped, work: Path, aside: Path, roots: dict[str, Roo
 def draw(job: PictureJob) -> int:
     """Write the pictures of a group; gives how many source images were opened for it."""
     rows, opened = [], 0
+    made = {row["key"]: row for piece in job.pieces for row in pq.read_table(piece).to_pylist()}
     blamed = blamed_of(job.path, job.work)
     with StagedFiles(job.work) as staged:
         for sample in job.samples:
+            if job.pieces:
+                rows += [made[sample.key]] if sample.key in made else []
+                continue
             if sample.staged:
                 picture = image.preview(staged.read(sample), SIDE_PX)
             elif sample.dropped in REASONS or mark_of(sample) in blamed:

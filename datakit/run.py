@@ -10,7 +10,7 @@ import errno
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from . import alone
 from .disk import aside, commit, sync
 from .errors import StageError
-from .hand import image_mark
+from .hand import InHand, image_mark
 from .remote import Root
-from .sample import Part, Stage
+from .sample import Part, Stage, digest
 
 FUNNEL = b"datakit.funnel"
 TROUBLE = {
@@ -46,11 +46,21 @@ class Job:
     work: Path
     roots: dict[str, Root]
     retried: frozenset[str] = frozenset()  # reasons of drops that are not taken over from earlier parts
-    image: str = ""  # mark of the only image to take; "": all
+    some: frozenset[str] = frozenset()  # marks of the images to take; none: all
+    pieces: tuple[Path, ...] = ()  # parts of some of its images each
 
-    def only(self, mark: str, aside: Path) -> Job:
-        """The same part of one image, to be left in `aside`."""
-        return replace(self, image=mark, path=aside / f"{mark}.parquet")
+    def images(self) -> list[InHand]:
+        came = kept_rows(read_part(self.source))
+        sources, names = (came.column(name).to_pylist() for name in ("source", "name"))
+        return list(dict.fromkeys(map(InHand, sources, names, marks_of(came))))
+
+    def only(self, some: Sequence[InHand], aside: Path) -> Job:
+        """The same part of some images, to be left in `aside`."""
+        marks = [image.mark for image in some]
+        return replace(self, some=frozenset(marks), path=aside / f"{digest(*marks)}.parquet")
+
+    def joined(self, pieces: Sequence[Path]) -> Job:
+        return replace(self, pieces=tuple(pieces))
 
 
 @dataclass
@@ -116,10 +126,10 @@ def make_part(job: Job) -> Done:
     """Make one part and commit it."""
     start = time.perf_counter()
     came = kept_rows(read_part(job.source))
-    if job.image:
-        came = came.filter(pa.array([mark == job.image for mark in marks_of(came)], pa.bool_()))
+    if job.some:
+        came = came.filter(pa.array([mark in job.some for mark in marks_of(came)], pa.bool_()))
     with aside(job.work) as folder:
-        part = Part(job.path, folder, job.work, job.roots, job.retried)
+        part = Part(job.path, folder, job.work, job.roots, job.retried, job.pieces)
         made = around(job.stage, came, part, alone.blamed_of(job.path, job.work))
         funnel = funnel_of(came, made)
         funnel.check(type(job.stage).__name__.lower())

@@ -209,6 +209,7 @@ class Part:
     work: Path  # the folder of all parts
     roots: dict[str, Root]  # where each source lies
     retried: frozenset[str] = frozenset()  # reasons of drops that are looked into again
+    pieces: tuple[Path, ...] = ()  # made before, of some of its images each: these are taken from there
     counts: Counter[str] = field(default_factory=Counter)
     silent: Counter[tuple[str, str]] = field(default_factory=Counter)  # images that a source's labels lack, by split
 

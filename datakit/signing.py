@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import __version__, image
+from .alone import blamed_of
 from .engine import Engine
 from .errors import SourceError
 from .files import File, home
+from .hand import InHand, mark_of
 from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
 from .recipe import Recipe
 from .remote import Root
 from .run import kept_rows
-from .sample import Part, Sample, Window, from_table, to_table
+from .sample import Part, Sample, Window, digest, from_table, to_table
 from .scales import of_source
 from .sources import beside
 from .sources.folder import files
@@ -46,6 +49,8 @@ class Job:
     """Some images to sign."""
 
     number: int
+    path: Path  # what it is known by: nothing is left there
+    work: Path
     records: list[Sample]
     source: Source
     root: Root
@@ -53,6 +58,15 @@ class Job:
     window: Window | None  # that one of each image, not those of `slice`
     cut: Sign
     side_cars: list[File]
+
+    def images(self) -> list[InHand]:
+        """None: it has no pieces."""
+        return []
+
+    def only(self, some: Sequence[InHand], aside: Path) -> Job:
+        marks = [image.mark for image in some]
+        records = [record for record in self.records if mark_of(record) in marks]
+        return replace(self, records=records, path=aside / f"{digest(*marks)}.parquet")
 
 
 @dataclass(frozen=True)
@@ -96,13 +110,16 @@ def sign(
     records = list(listing(source, found))
     unsigned = [(r.name, r.dropped) for r in records if r.dropped and r.dropped != "unmatched"]
     images = iter(r for r in records if not r.dropped)
-    numbers = count()
-    chunks = iter(lambda: list(islice(images, CHUNK)), [])
-    jobs = (
-        Job(next(numbers), some, source, home(root), slice, window, cut, beside.those_of(some, sides))
-        for some in chunks
-    )
-    done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
+    chunks = enumerate(iter(lambda: list(islice(images, CHUNK)), []))
+    with tempfile.TemporaryDirectory(prefix="datakit-") as name:
+        work = Path(name)
+        (work / "tmp").mkdir()
+        jobs = (
+            Job(n, work / "signed" / f"{n}.parquet", work, some, source, home(root), slice, window, cut, beside_them)
+            for n, some in chunks
+            for beside_them in [beside.those_of(some, sides)]
+        )
+        done = sorted(engine.map(sign_some, jobs), key=lambda one: one[0])
     tables = [signed.records for _, signed in done] or [to_table([])]
     footprints = {name: place for _, signed in done for name, place in signed.footprints.items()}
     unsigned += [each for _, signed in done for each in signed.unsigned]
@@ -118,10 +135,11 @@ def sign_some(job: Job) -> tuple[int, Signed]:
         aside.mkdir()
         pq.write_table(file_table(job.side_cars), work / "labels" / "beside.parquet")
         part = Part(work / "part-0.parquet", aside, work, {job.source.name: job.root})
-        table = to_table(job.records)
+        blamed = blamed_of(job.path, job.work)
+        table = to_table(record for record in job.records if mark_of(record) not in blamed)
         way = partial(one_window, job.slice, job.window) if job.window else job.slice
         stages: list[Any] = [Scan(source=job.source, labels="beside"), way, job.cut]
-        unsigned: list[tuple[str, str]] = []
+        unsigned = [(record.name, blamed[mark_of(record)][0]) for record in job.records if mark_of(record) in blamed]
         places: dict[str, tuple[float, ...]] = {}
         for stage in stages:
             table = stage(kept_rows(table), part)

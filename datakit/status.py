@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from .alone import BLAMED
 from .errors import SourceError, StageError
-from .folders import OURS, STEPS
+from .folders import OURS, STEPS, is_written
 from .leave import FAILED
 from .remote import root_of
 from .run import read_done
@@ -31,17 +30,17 @@ def status(work: str | Path) -> list[dict[str, Any]]:
     work = Path(work)
     if not (work / OURS).exists():
         raise StageError(f"{work}: not a work folder of datakit")
-    busy = _busy(work)
-    return [_one(work, note, busy) for note in sorted((work / "builds").glob("*.json"))]
+    return [_one(work, note) for note in sorted((work / "builds").glob("*.json"))]
 
 
-def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
+def _one(work: Path, note: Path) -> dict[str, Any]:
     about = json.loads(note.read_text())
     steps: dict[str, list[int]] = {}
     dropped: dict[str, Counter[str]] = {}
     specs = set()
     for used in about["now"]:
         kind, path = used.partition("/")[0], work / used
+        specs.add(path.parent)
         if kind not in SHOWN:
             continue
         done = steps.setdefault(kind, [0, 0])
@@ -51,7 +50,6 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
             if kind != "written":
                 for reasons in read_done(path).funnel.dropped.values():
                     dropped.setdefault(kind, Counter()).update(reasons)
-        specs.add(path.parent)
     blamed = [
         json.loads(path.read_text())
         for folder in sorted(specs)
@@ -60,6 +58,7 @@ def _one(work: Path, note: Path, busy: bool) -> dict[str, Any]:
     failed = note.with_suffix(FAILED)
     error = failed.read_text() if failed.exists() else ""
     whole = _is_whole(about["out"]) and all(done == most for done, most in steps.values())
+    busy = not error and not whole and is_written(root_of(about["out"]), work)
     state = "failed" if error else "complete" if whole else "running" if busy else "stopped"
     return {
         "recipe": about["recipe"],
@@ -96,15 +95,3 @@ def _is_whole(out: str) -> bool:
         return (root_of(out) / "manifest.json").exists()
     except (OSError, SourceError):  # its store does not answer, or what asks it is not installed
         return False
-
-
-def _busy(work: Path) -> bool:
-    """Whether a build holds the folder."""
-    if not (work / "lock").exists():
-        return False
-    with (work / "lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

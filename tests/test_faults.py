@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,9 +124,12 @@ class Cluster:
         while len(self.workers) < self.count:
             self.workers.append(self.worker())
 
-    def worker(self) -> subprocess.Popen[str]:
+    def worker(self, *more: str, path: Path | None = None) -> subprocess.Popen[str]:
+        """One more worker; modules are looked for at `path` first."""
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(self.folder / "dask")]
-        return start("-m", "distributed.cli.dask_worker", self.address, *options)
+        before = [str(path), os.environ.get("PYTHONPATH", "")] if path else [os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, before))}
+        return start("-m", "distributed.cli.dask_worker", self.address, *options, *more, env=env, cwd=self.folder)
 
     def client(self) -> subprocess.Popen[str]:
         with (self.folder / "said").open("w") as said:
@@ -202,24 +207,76 @@ def test_twenty_kills_of_client_worker_and_scheduler(cluster: Cluster, undisturb
 
 def test_a_part_that_an_orphan_ends_late_does_no_harm(cluster: Cluster, undisturbed: dict[str, str]) -> None:
     """A worker is stopped in mid-part and loses its scheduler; the build ends without it; then it goes on."""
-    cluster.count = 1
+    data, tmp_path, hands = cluster.data, cluster.folder, cluster.folder / "out.work" / "hands"
+    image = data / "forty" / "class0" / "image00.jpg"  # in the hand of the orphan, whose reader waits there
+    cluster.data = shutil.copytree(data, tmp_path / "data")
+    Image.open(image).save(cluster.data / image.relative_to(data), comment=f"fault:wait:{tmp_path}", quality="keep")
+    truth = tmp_path / "truth"
+    datakit.build(recipe_of("forty"), cluster.data, truth, workers=0)
+    cluster.count = 0
     cluster.up()
-    orphan, client = cluster.workers[0], cluster.client()
-    while cluster.files() < 12:
+    orphan, client = cluster.worker(path=FAULTS), cluster.client()
+    while not (tmp_path / "reached").exists():
         time.sleep(0.01)
+    (mine,) = (path for path in hands.iterdir() if path.read_bytes().strip(b"\0\n"))
     os.killpg(orphan.pid, signal.SIGSTOP)
+    cluster.count = 1
     kill(client)
     assert cluster.scheduler is not None
     kill(cluster.scheduler)
     cluster.workers, cluster.scheduler = [], None
     cluster.up()
-    assert cluster.client().wait(timeout=120) == 0
-    assert digests(cluster.out) == undisturbed
+    assert cluster.client().wait(timeout=300) == 0
+    assert digests(cluster.out) == digests(truth)
+    before = digests(hands.parent / "cut")
+    mine.touch()  # who found it has removed it: the orphan removes it once more, when it ends its part
+    (tmp_path / "gate").touch()
     os.killpg(orphan.pid, signal.SIGCONT)
-    time.sleep(1.0)
+    begin = time.monotonic()
+    while mine.exists():
+        assert time.monotonic() - begin < 60
+        time.sleep(0.05)
     kill(orphan)
+    after = digests(hands.parent / "cut")
+    assert before.items() <= after.items(), "what the orphan made is not looked at"
     datakit.build(recipe_of("forty"), cluster.data, cluster.out, workers=0)
-    assert digests(cluster.out) == undisturbed
+    assert digests(cluster.out) == digests(truth)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_worker_without_datakit_is_refused_by_name(cluster: Cluster, late: bool) -> None:
+    """It joins before a build begins, or in the middle of it."""
+    (cluster.folder / "none").mkdir()
+    (cluster.folder / "none" / "sitecustomize.py").write_text("import sys\nsys.modules['datakit'] = None\n")
+    cluster.count = int(late)
+    cluster.up()
+    if not late:
+        cluster.workers.append(cluster.worker(path=cluster.folder / "none"))
+    client = cluster.client()
+    while late and cluster.files() < 2:
+        time.sleep(0.01)
+    if late:
+        kill(cluster.workers.pop())
+        cluster.workers.append(cluster.worker(path=cluster.folder / "none"))
+    assert client.wait(timeout=60) == 1
+    said = (cluster.folder / "said").read_text()
+    assert re.search(r"StageError: the worker at tcp://\S+ cannot do our tasks \(.*datakit", said), said
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--nthreads", "2"), "has 2 threads: start it with --nthreads 1"),
+        (("--memory-limit", "300MB"), "may have 300 MB: give it --memory-limit 512MB or more"),
+    ],
+)
+def test_a_worker_that_is_started_otherwise_is_refused(cluster: Cluster, options: tuple[str, ...], why: str) -> None:
+    cluster.count = 0
+    cluster.up()
+    cluster.workers.append(cluster.worker(*options))
+    assert cluster.client().wait(timeout=60) == 1
+    said = (cluster.folder / "said").read_text()
+    assert f"StageError: the worker on {os.uname().nodename} {why}" in said, said
 
 
 def test_a_worker_with_other_libraries_or_another_disk_is_refused(forty: Path, tmp_path: Path) -> None:
@@ -236,7 +293,7 @@ def test_a_scheduler_that_says_nothing_is_given_up(cluster: Cluster, monkeypatch
         time.sleep(0.01)
     assert cluster.scheduler is not None
     os.killpg(cluster.scheduler.pid, signal.SIGSTOP)
-    assert client.wait(timeout=45) == 1
+    assert client.wait(timeout=120) == 1  # the machine may be busy
     assert "the Dask scheduler does not answer" in (cluster.folder / "said").read_text()
 
 
@@ -321,6 +378,7 @@ BAD = {
     "hang": "timed_out",
     "spin": "timed_out",
     "eat": "out_of_memory",
+    "lack": "out_of_memory",
 }
 
 
@@ -343,7 +401,7 @@ def test_bad_images_go_by_name_and_good_ones_stay(
     assert {row["name"]: row["dropped"] for row in dropped} == {f"{kind}.jpg": why for kind, why in BAD.items()}
     assert {row["stage"] for row in dropped} == {"cut"}
     kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
-    assert set(kept) == {"once.jpg", *(f"good{n}.jpg" for n in range(6))}
+    assert set(kept) == {"once.jpg", *(f"good{n}.jpg" for n in range(7))}
     assert (tmp_path / "flag").exists(), "it killed its reader once, and was not blamed"
     pictures = pq.read_table(out / "pictures.parquet", columns=["dropped"]).column("dropped").to_pylist()
     assert not set(pictures) & set(BAD.values()), "nobody looks at them again"
@@ -360,11 +418,54 @@ def test_bad_images_go_by_name_and_good_ones_stay(
     monkeypatch.delenv("PYTHONPATH")  # the readers are mended
     datakit.build(recipe, data, out, workers=0, retry=["kills_reader", "timed_out"])
     kept = pq.read_table(out / "samples.parquet", columns=["name"]).column("name").to_pylist()
-    assert len(set(kept)) == 11
+    assert len(set(kept)) == 12
     assert work_done(out)["images_opened"] == 4
     datakit.build(recipe, data, out, workers=0, retry=["out_of_memory"])
     datakit.build(recipe, data, tmp_path / "fresh", workers=0)
     assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_nobody_is_blamed_for_what_an_earlier_image_did_to_its_process(
+    tmp_path: Path, readers_break: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is short once, and an image that leaves a process in which later ones die; one dies anywhere."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    faults = [f"short:{tmp_path / 'flag'}", "once:/", "poison", "segfault", "victim", "once:/"]
+    for n, fault in enumerate(faults):
+        bad_jpeg(data / "forty" / f"image{n}.jpg", fault, n)
+    datakit.build(recipe_of("forty"), data, out, workers=1, timeout_s=30)
+    assert (tmp_path / "flag").exists()
+    assert pq.read_table(out / "dropped.parquet").column("name").to_pylist() == ["image3.jpg"]
+    assert pq.read_table(out / "samples.parquet").num_rows == len(faults) - 1
+    monkeypatch.delenv("PYTHONPATH")
+    datakit.build(recipe_of("forty"), data, out, workers=0, retry=["kills_reader"])
+    datakit.build(recipe_of("forty"), data, tmp_path / "fresh", workers=0)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_a_part_that_is_made_in_pieces_has_the_same_bytes(
+    forty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever step it is of, and though images are dropped in it."""
+    jobs: list[Any] = []
+    make, draw = run.make_part, pipeline.draw
+    monkeypatch.setattr(run, "make_part", lambda job: jobs.append(job) or make(job))
+    monkeypatch.setattr(pipeline, "draw", lambda job: jobs.append(job) or draw(job))
+    rules = [{"rule": "smaller_than", "side_px": 200}, {"rule": "dark", "luma_mean": 110}]
+    datakit.build(recipe_of("forty", exclude={"rules": rules}), forty, tmp_path / "out", workers=0)
+    assert {job.path.parent.parent.name for job in jobs} == {*STEPS, "out.work"}
+    for job in jobs:
+        before = {path: path.read_bytes() for path in job.path.parent.glob(f"{job.path.stem}.*")}
+        for path in before:
+            path.unlink()
+        with disk.aside(job.work) as aside:
+            job = replace(job, aside=aside) if hasattr(job, "aside") else job
+            task, images = (draw if hasattr(job, "aside") else make), job.images()
+            pieces = [job.only(some, aside) for some in (images[:3], images[3:4], images[4:]) if some]
+            for piece in pieces:
+                task(piece)
+            task(job.joined([piece.path for piece in pieces]))
+        assert {path: path.read_bytes() for path in job.path.parent.glob(f"{job.path.stem}.*")} == before
 
 
 def test_too_many_unreadable_images_stop_the_build_with_the_list(tmp_path: Path) -> None:
@@ -398,6 +499,18 @@ def test_too_many_unreadable_images_stop_the_build_with_the_list(tmp_path: Path)
     assert status(tmp_path / "out.work")[0]["state"] == "complete"
 
 
+def test_status_tells_which_of_two_builds_is_running(forty: Path, tmp_path: Path) -> None:
+    """Both use one work folder; one was ended from outside."""
+    work, told = tmp_path / "work", []
+    datakit.build(recipe_of("forty"), forty, tmp_path / "one", work, workers=0)
+    (tmp_path / "one" / "manifest.json").unlink()
+    say = lambda line: told.append({Path(one["out"]).name: one["state"] for one in status(work)})  # noqa: E731
+    datakit.build(recipe_of("forty"), forty, tmp_path / "two", work, workers=0, say=say)
+    assert told[-1] == {"one": "stopped", "two": "running"}
+    (tmp_path / "one").rename(tmp_path / "gone")
+    assert {one["state"] for one in status(work)} == {"stopped", "complete"}
+
+
 def test_a_drop_that_is_final_is_not_tried_again(forty: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="such a drop is final; give unreadable, label_unreadable, kills_reader"):
         datakit.build(recipe_of("forty"), forty, tmp_path / "out", workers=0, retry=["flat"])
@@ -412,6 +525,32 @@ def test_what_a_dead_process_had_in_hand_is_known(tmp_path: Path) -> None:
             assert list(hand.left(part, tmp_path).values()) == [InHand("forty", "a.jpg", hand.mark_of(sample))]
         assert list(hand.left(part, tmp_path).values()) == [None]
     assert hand.left(part, tmp_path) == {}
+
+
+def test_compiling_is_no_time_of_the_image_in_hand(tmp_path: Path) -> None:
+    """Where no cache can be written each process compiles, at the first image that it reads."""
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from datakit import hand, measure
+from datakit.sample import Sample
+part, work = Path(sys.argv[1], "cut", "spec", "a.parquet"), Path(sys.argv[1])
+with hand.working(part, work, hand.Limits(cpu_s=1.0, clock=2.0)), hand.holding(Sample()):
+    measure.measure(np.zeros((64, 64, 3), np.uint8), None)
+    measure.sign(np.zeros((64, 64, 3), np.uint8))
+    print("measured", flush=True)
+    while len(sys.argv) > 2:
+        pass
+"""
+    fresh = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=fresh)
+    assert (done.returncode, done.stdout) == (0, "measured\n"), done
+    (tmp_path / "numba").rename(tmp_path / "gone")
+    spins = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "spin"], capture_output=True, text=True, env=fresh
+    )
+    assert (spins.returncode, spins.stdout) == (-signal.SIGPROF, "measured\n"), "what was left of its time counts on"
 
 
 def killed(item: Any) -> None:
@@ -429,6 +568,47 @@ def test_what_is_killed_from_outside_again_and_again_is_not_blamed(
     with pytest.raises(StageError, match="3 processes in a row died on it, with no image in hand"):
         alone.carefully(killed, Limits(), job, {})
     assert not (tmp_path / "blamed").exists()
+
+
+GROUPS = {  # of a job in a container, by version of cgroups: limit, usage and cache of it, and of what it is in
+    "0::/job/step\n": ("", "memory.max", "memory.current", "inactive_file"),
+    "4:cpu:/x\n3:memory:/job/step\n0::/\n": (
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", GROUPS)
+def test_what_is_left_of_the_memory_of_a_container(tmp_path: Path, line: str) -> None:
+    top, limit, usage, cached = GROUPS[line]
+    (tmp_path / "mine").write_text(line)
+    assert alone.room_bytes(tmp_path, tmp_path / "mine") == 0
+    for folder, most in (("job", "1000"), ("job/step", "max" if not top else str(1 << 62))):
+        group = tmp_path / top / folder
+        group.mkdir(parents=True)
+        (group / limit).write_text(f"{most}\n")
+        (group / usage).write_text("700\n")
+        (group / "memory.stat").write_text(f"anon 600\n{cached} 50\n")
+    assert alone.room_bytes(tmp_path, tmp_path / "mine") == 350
+    assert alone.room_bytes(tmp_path, tmp_path / "nothing") == 0
+
+
+def test_memory_that_a_container_lacks_is_an_error_of_the_image() -> None:
+    """Before the kernel ends the container, and the worker that would tell with it."""
+    code = f"""
+from datakit import alone
+alone.fail_first({10**9}, {3 * 10**8})
+held = bytes(2 * 10**8)
+try:
+    bytes(2 * 10**8)
+except MemoryError:
+    print("no more")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "no more\n"
 
 
 # Disks

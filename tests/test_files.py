@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datakit import files
-from datakit.files import BadFile, File, Parts, local, read, utf8
+from datakit.files import BadFile, File, Parts, check_machine, local, read, utf8
 from datakit.sample import Sample
 from datakit.sources.archive import members
 from datakit.sources.folder import files as listed
@@ -218,6 +219,26 @@ def test_what_shrank_or_went_away_is_an_os_error(tmp_path: Path) -> None:
     for gone in (file, File("b", "b", 1, "", -1, 1, "", -1)):
         with pytest.raises(FileNotFoundError):
             read(tmp_path, gone)
+
+
+@pytest.mark.parametrize("hurt", ["a", "a b c", "a b", "b"])
+def test_an_error_of_the_disk_is_of_a_file_whose_neighbours_are_well(tmp_path: Path, hurt: str) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(NOISE)
+    file = File("a", "a", len(NOISE), "", -1, len(NOISE), "", -1)
+    for name in hurt.split():
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/proc/self/mem")  # nothing is at its beginning: an input/output error
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    if "a" in hurt:
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            read(tmp_path, file)
+        error = caught.value
+    if hurt == "a":
+        check_machine(error, tmp_path, file)
+    else:  # all of the disk, or only for a moment
+        with pytest.raises(OSError, match="Input/output error"):
+            check_machine(error, tmp_path, file)
 
 
 @given(st.lists(st.binary(max_size=9), min_size=1, max_size=6), st.integers(0, 60), st.integers(0, 60))

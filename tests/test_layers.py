@@ -11,7 +11,7 @@ import datakit
 
 PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
-    "errors call",
+    "errors",
     "remote",
     "sample kernels disk ranges",
     "buckets validate hand",

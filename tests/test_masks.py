@@ -471,6 +471,26 @@ def test_masks_that_cannot_be_used_drop_their_image_by_name(tmp_path: Path) -> N
         assert count.came == count.left + sum(count.dropped.values())
 
 
+def test_a_mask_that_was_mended_is_tried_again_when_asked(tmp_path: Path) -> None:
+    """As if at the same moment, so that nothing tells of it."""
+    for name in ("good", "bad"):
+        put(tmp_path / "land", name, (150, 140), levels_of(1, 150, 140))
+    path = tmp_path / "land" / "masks" / "bad.png"
+    whole, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    for content, retry, lost in (
+        (b"<html>".ljust(len(whole)), [], 1),
+        (whole, [], 1),
+        (whole, ["label_unreadable"], 0),
+    ):
+        path.write_bytes(content)
+        os.utime(path, ns=(stamp, stamp))
+        datakit.build(recipe_for(masked("land")), tmp_path, tmp_path / "out", workers=0, retry=retry)
+        assert len(dropped(tmp_path / "out")) == lost
+    assert work_done(tmp_path / "out")["images_opened"] == 1
+    datakit.build(recipe_for(masked("land")), tmp_path, tmp_path / "fresh", workers=0)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
 def test_levels_over_255_may_be_ignored(tmp_path: Path) -> None:
     put(tmp_path / "land", "deep", (150, 140), np.where(MASK[:140, :1] == 9, 1, 65535).astype(np.uint16).repeat(150, 1))
     size = (150, 70)

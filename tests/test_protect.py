@@ -530,6 +530,19 @@ def test_a_list_is_the_same_wherever_the_images_lie_and_whoever_signs(world: Wor
     assert HeldOut.load(tmp_path / "c.list").digest == folder.digest
 
 
+def test_an_image_that_kills_its_reader_is_not_signed_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, comment in enumerate((b"", b"fault:segfault", b"")):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.fromarray(FACES[n]).save(tmp_path / "set" / f"{n}.jpg", comment=comment)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+    with Engine(1) as engine:
+        held = held_out(tmp_path / "set", GRID, engine)
+    assert held.about["unsigned"] == [{"name": "1.jpg", "why": "kills_reader"}]
+    assert (held.about["files"], held.about["images"]) == (3, 2)
+
+
 def test_a_list_says_where_its_images_lie(placed: Path) -> None:
     entries, corners = HeldOut.load(placed / "test.list").footprints()
     assert corners.shape == (1, 8)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,27 @@ def test_workers_find_the_same(world: World) -> None:
     assert world.counts == counts
     assert world.covered(tiles) == alone
     assert not world.counts["images_opened_same_place"]
+
+
+def test_an_image_that_kills_its_reader_covers_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found, named, and not opened again; the others are compared."""
+    ground = scene(14, 64, 64)
+    for name in ("a/a.tif", "c/c.tif"):
+        world.add(name, ground)
+    path = world.data / "b" / "b.jpg"
+    path.parent.mkdir()
+    Image.fromarray(ground).save(path, comment=b"fault:segfault")
+    first, *others = from_table(world.tiles())
+    place = {name: getattr(first, name) for name in ("crs", "transform", "footprint", "gsd_m")}
+    tiles = to_table([first, *(replace(sample, **place) for sample in others)])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+    with Engine(1, work=world.work) as engine:
+        assert goes(tiles, world.covered(tiles, engine)) == {"c/c.tif": ["a/a.tif"]}
+        assert (world.counts["pairs_compared"], world.counts["pairs_not_compared"]) == (1, 2)
+        (blamed,) = (world.work / "blamed" / "same_place").glob("*.json")
+        assert json.loads(blamed.read_text())["name"] == "b.jpg"
+        world.covered(tiles, engine)
+    assert (world.counts["pairs_known"], world.counts["pairs_not_compared"]) == (1, 2)
 
 
 def test_images_that_are_gone_or_damaged_cover_nothing(world: World) -> None:

@@ -165,10 +165,14 @@ class Scan(Labels):
         readers = [one.reader(part) for one in (self, *self.also)]
         for reader in readers:
             reader.labels.open_shared()
+        made = {one.id: one for piece in part.pieces for one in from_table(pq.read_table(piece))}
         sides = beside.SideCars(root, side_index(part.work / "labels" / f"{self.labels}.parquet"), part.counts)
         out = []
         with image.quiet():
             for sample in from_table(records):
+                if sample.id in made:
+                    out.append(made[sample.id])
+                    continue
                 part.counts["headers_read"] += 1
                 about = self.source.collection
                 split = about.split_of(sample.name) or readers[0].lists(sample.name)

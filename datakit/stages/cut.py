@@ -320,14 +320,15 @@ class Earlier:
     def __init__(self, part: Part, masks: bool) -> None:
         self.masks = masks  # are part of a tile
         self.images: dict[str, tuple[Path, list[Sample]]] = {}
-        for path in sorted(part.path.parent.glob(f"{part.path.stem.rpartition('-')[0]}-*.parquet")):
+        earlier = sorted(part.path.parent.glob(f"{part.path.stem.rpartition('-')[0]}-*.parquet"))
+        for path in (*earlier, *part.pieces):
             rows = sorted(from_table(pq.read_table(path)), key=lambda s: (*image_of(s), s.key))
             staged = next((part.work / s.staged for s in rows if s.staged), path)
             end = max((s.staged_offset + s.staged_bytes for s in rows), default=0)
             if staged.exists() and staged.stat().st_size >= end:
                 for _, group in groupby(rows, key=image_of):
                     windows = list(group)
-                    if not any(row.dropped in part.retried for row in windows):
+                    if path in part.pieces or not any(row.dropped in part.retried for row in windows):
                         self.images[mark(windows, masks)] = (staged, windows)
 
     def take(self, windows: list[Sample]) -> list[tuple[Found, bytes]] | None:

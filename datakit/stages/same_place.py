@@ -9,9 +9,9 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from .. import files, ground, image
+from ..alone import blamed_of
 from ..disk import aside, commit
 from ..errors import SourceError
 from ..ground import Ints, Overlaps
+from ..hand import InHand, holding, mark_of
 from ..image import Narrow
 from ..measure import Mask
 from ..pixels import Piece, Reader, levels_of
@@ -102,6 +104,24 @@ class Task:
     first: Sample
     seconds: tuple[tuple[Sample, tuple[Pair, ...]], ...]
     how: How
+    some: frozenset[str] = frozenset()  # marks of the images to open; none: all
+
+    @property
+    def work(self) -> Path:
+        return self.how.work
+
+    @property
+    def path(self) -> Path:
+        """What it is known by: nothing is left there."""
+        others = [f"{mark_of(sample)} {pairs[0]}" for sample, pairs in self.seconds]
+        return self.work / FOLDER / f"{digest(mark_of(self.first), *others, *sorted(self.some))}.parquet"
+
+    def images(self) -> list[InHand]:
+        """None: it has no pieces."""
+        return []
+
+    def only(self, some: Sequence[InHand], _: Path) -> Task:
+        return replace(self, some=frozenset(image.mark for image in some))
 
 
 @dataclass
@@ -194,10 +214,10 @@ def pair_of(found: Overlaps, n: int, samples: dict[int, Sample]) -> Pair:
 
 def compare(task: Task) -> Compared:
     """Reads and compares the tiles of a task."""
-    done = Compared()
-    with image.quiet(), aside(task.how.work) as scratch, TileReader(task.first, task.how, scratch) as ours:
+    done, blamed = Compared(), blamed_of(task.path, task.work)
+    with image.quiet(), aside(task.work) as scratch, TileReader(task.first, task, scratch, blamed) as ours:
         for sample, pairs in task.seconds:
-            with TileReader(sample, task.how, scratch) as theirs:
+            with TileReader(sample, task, scratch, blamed) as theirs:
                 for pair in pairs:
                     one, other = ours.tile(pair.windows[0]), theirs.tile(pair.windows[1])
                     if one is not None and other is not None:
@@ -232,14 +252,15 @@ def valid_px(tile: Piece) -> int:
 class TileReader:
     """The tiles of one image, opened when the first is asked for; the last few are kept."""
 
-    def __init__(self, sample: Sample, how: How, scratch: Path) -> None:
+    def __init__(self, sample: Sample, task: Task, scratch: Path, blamed: Container[str]) -> None:
+        how, mark = task.how, mark_of(sample)
         self.sample, self.root = sample, how.roots[sample.source.partition("/")[0]]
         self.reader = Reader(self.root, scratch, how.narrow, collars=False, levels=how.levels)
         self.opened = 0
         self.weight = max(len(sample.bands) * 2 // 3, 1) if how.levels else 1  # of a px, beside three bytes
         self._lasting = ExitStack()
         self._read: Callable[[Window], Piece] | None = None
-        self._broken = False
+        self._broken = mark in blamed or bool(task.some and mark not in task.some)
         self._kept: dict[Window, Piece | None] = {}
         self._kept_px = 0
 
@@ -252,7 +273,8 @@ class TileReader:
     def tile(self, window: Window) -> Piece | None:
         """A tile as shown; None where it cannot be read."""
         if window not in self._kept:
-            self._kept[window] = None if self._broken else self._tile(window)
+            with holding(self.sample):
+                self._kept[window] = None if self._broken else self._tile(window)
             self._kept_px += window.width * window.height * self.weight
             while self._kept_px > KEPT_PX and len(self._kept) > 1:
                 oldest = next(iter(self._kept))

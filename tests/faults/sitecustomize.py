@@ -1,6 +1,8 @@
 """Bad readers: with this folder on PYTHONPATH, a JPEG whose comment begins with "fault:" does that to its process.
 
-It stands where a broken libjpeg would: a JPEG that is decoded kills, hangs or eats. "once" kills only the first time.
+It stands where a broken libjpeg would: a JPEG that is decoded kills, hangs or eats. "once" kills only the first time,
+"short" has too little memory the first time, "wait" waits for a file, and "poison" is well, but a "victim" that its
+process reads later kills.
 """
 
 import ctypes
@@ -44,7 +46,33 @@ def once(flag: str) -> None:
         segfault(flag)
 
 
-FAULTS = {"segfault": segfault, "leave": leave, "hang": hang, "spin": spin, "eat": eat, "once": once}
+def lack(_: str) -> None:
+    raise MemoryError
+
+
+def short(flag: str) -> None:
+    if not Path(flag).exists():
+        Path(flag).touch()
+        raise MemoryError
+
+
+def poison(_: str) -> None:
+    damage.append(True)
+
+
+def victim(_: str) -> None:
+    if damage:
+        segfault("")
+
+
+def wait(folder: str) -> None:
+    Path(folder, "reached").touch()
+    while not Path(folder, "gate").exists():
+        time.sleep(0.02)
+
+
+damage: list[bool] = []
+FAULTS = {f.__name__: f for f in (segfault, leave, hang, spin, eat, once, lack, short, poison, victim, wait)}
 
 
 def bad_load(image: Any) -> Any:
