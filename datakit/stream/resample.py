@@ -17,47 +17,51 @@ from numba.extending import intrinsic
 
 from ..kernels import jit
 
-LANES = 4  # bands that are summed at a time: a vector of 128 bits
+BANDS = 4  # that are summed at a time: a vector of 128 bits
+ROWS = 4  # whose sums share the loading of a weight
 _f32 = np.float32
-_whole, _vector = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
+_whole, _vector = ir.IntType(32), ir.VectorType(ir.FloatType(), BANDS)
 
 
 @intrinsic
-def _weigh(_context, line, start, step, weights, row, count, highest, out, at):  # type: ignore[no-untyped-def]
-    """out[at : at + 4] = the sum over k < count of line[start + k * step :][:4] * weights[row, k], as levels.
+def _weigh(_context, lines, start, step, weights, row, count, highest, out, at):  # type: ignore[no-untyped-def]
+    """Levels of one px of 4 rows: out[r, at : at + 4] is the sum over k < count of
 
-    Sums are rounded and clipped to 0..highest. No bounds check. Written as LLVM vectors: numba's own loop over the
-    bands stays scalar, and takes one and a half times as long.
+    lines[r, start + k * step :][:4] * weights[row, k], rounded and clipped to 0..highest. No bounds check. Written as
+    LLVM vectors: numba's own loop over the bands stays scalar, and takes twice as long.
     """
 
     def build(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        arrays = {n: context.make_array(signature.args[n])(context, b, args[n]) for n in (0, 3, 7)}
-        width = cgutils.unpack_tuple(b, arrays[3].shape)[1]
-        weight = b.gep(arrays[3].data, [b.mul(args[4], width)])
-        total = cgutils.alloca_once_value(b, ir.Constant(_vector, [0.5] * LANES))
-        place = cgutils.alloca_once_value(b, b.gep(arrays[0].data, [args[1]]))
+        lines, weights, out = (context.make_array(signature.args[n])(context, b, args[n]) for n in (0, 3, 7))
+        width, length, next_row = (cgutils.unpack_tuple(b, array.shape)[1] for array in (weights, lines, out))
+        weight = b.gep(weights.data, [b.mul(args[4], width)])
+        places = [b.gep(lines.data, [b.add(args[1], b.mul(length, length.type(r)))]) for r in range(ROWS)]
+        totals = [cgutils.alloca_once_value(b, ir.Constant(_vector, [0.5] * BANDS)) for _ in places]
         with cgutils.for_range(b, args[5]) as loop:
-            here = b.load(place)
-            four = b.load(b.bitcast(here, _vector.as_pointer()), align=4)
-            b.store(b.fadd(b.load(total), b.fmul(four, _four(b, b.load(b.gep(weight, [loop.index]))))), total)
-            b.store(b.gep(here, [args[2]]), place)
-        level, lowest, most = b.load(total), ir.Constant(_vector, [0.0] * LANES), _four(b, args[6])
-        level = b.select(b.fcmp_ordered(">", level, lowest), level, lowest)
-        level = b.select(b.fcmp_ordered("<", level, most), level, most)
-        kind = ir.VectorType(context.get_data_type(signature.args[7].dtype), LANES)
-        levels = b.trunc(b.fptosi(level, ir.VectorType(_whole, LANES)), kind)
-        b.store(levels, b.bitcast(b.gep(arrays[7].data, [args[8]]), kind.as_pointer()), align=1)
+            every, beside = _every(b, b.load(b.gep(weight, [loop.index]))), b.mul(loop.index, args[2])
+            for place, total in zip(places, totals, strict=True):
+                four = b.load(b.bitcast(b.gep(place, [beside]), _vector.as_pointer()), align=4)
+                b.store(b.fadd(b.load(total), b.fmul(four, every)), total)
+        kind = ir.VectorType(context.get_data_type(signature.args[7].dtype), BANDS)
+        lowest, most = ir.Constant(_vector, [0.0] * BANDS), _every(b, args[6])
+        for r, total in enumerate(totals):
+            level = b.load(total)
+            level = b.select(b.fcmp_ordered(">", level, lowest), level, lowest)
+            level = b.select(b.fcmp_ordered("<", level, most), level, most)
+            to = b.gep(out.data, [b.add(args[8], b.mul(next_row, next_row.type(r)))])
+            levels = b.trunc(b.fptosi(level, ir.VectorType(_whole, BANDS)), kind)
+            b.store(levels, b.bitcast(to, kind.as_pointer()), align=1)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(line, n, n, weights, n, n, types.float32, out, n), build
+    return types.void(lines, n, n, weights, n, n, types.float32, out, n), build
 
 
-def _four(b: Any, value: Any) -> Any:
+def _every(b: Any, value: Any) -> Any:
     """A vector of one value."""
     none = ir.Constant(_vector, ir.Undefined)
     one = b.insert_element(none, value, _whole(0))
-    return b.shuffle_vector(one, none, ir.Constant(ir.VectorType(_whole, LANES), [0] * LANES))
+    return b.shuffle_vector(one, none, ir.Constant(ir.VectorType(_whole, BANDS), [0] * BANDS))
 
 
 @jit
@@ -108,6 +112,23 @@ def _sum_rows(narrow, first, count, weights, o, line):  # type: ignore[no-untype
 
 
 @jit
+def _narrow(image, left, top, width, height, band, some, first, weights, count, narrow):  # type: ignore[no-untyped-def]
+    """Rows of a window made as narrow as the output: bands band..band + some, into narrow (h + 3, cols * some + 4)."""
+    bands, cols, n = image.shape[2], len(first), width * image.shape[2]
+    highest = _f32(65535 if image.itemsize == 2 else 255)
+    lines = np.zeros((ROWS, n + count * bands + BANDS), np.float32)  # what lies beyond the last px is weighed with 0
+    for y in range(0, height, ROWS):
+        for r in range(ROWS):
+            levels = image[top + min(y + r, height - 1)].reshape(-1)[left * bands : left * bands + n]
+            line = lines[r]
+            for i in range(n):
+                line[i] = levels[i]
+        to = narrow[y : y + ROWS]
+        for x in range(cols):
+            _weigh(lines, first[x] * bands + band, bands, weights, x, count, highest, to, x * some)
+
+
+@jit
 def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: ignore[no-untyped-def]
     """A window of an image, resized into `out`: level * mul[band] + add[band], of levels rounded and clipped.
 
@@ -118,27 +139,21 @@ def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: 
     highest = _f32(65535 if image.itemsize == 2 else 255)
     across, across_count, across_weights = taps(width, cols, cubic)
     down, down_count, down_weights = taps(height, rows, cubic)
-    n, begin = width * bands, left * bands
     most = across_count.max()  # of all px alike: weights beyond are 0, and a loop of one length is guessed right
-    row = np.zeros(n + most * bands + LANES, np.float32)  # lanes beyond the last band and the last px read these
-    narrow, line = np.empty((height, cols * LANES), image.dtype), np.empty(cols * LANES, np.float32)
-    for band in range(0, bands, LANES):
-        for y in range(height):
-            levels = image[top + y].reshape(-1)[begin : begin + n]
-            for i in range(n):
-                row[i] = levels[i]
-            for x in range(cols):
-                _weigh(row, across[x] * bands + band, bands, across_weights, x, most, highest, narrow[y], x * LANES)
+    for band in range(0, bands, BANDS):
+        some = min(bands - band, BANDS)
+        narrow, line = np.empty((height + ROWS, cols * some + BANDS), image.dtype), np.empty(cols * some, np.float32)
+        _narrow(image, left, top, width, height, band, some, across, across_weights, most, narrow)
         for o in range(rows):
             _sum_rows(narrow, down, down_count, down_weights, o, line)
-            for c in range(band, min(band + LANES, bands)):
-                to, m, s, lane = out[c, o], mul[c], add[c], c - band
+            for c in range(some):
+                to, m, s = out[band + c, o], mul[band + c], add[band + c]
                 if flip:
                     for x in range(cols):
-                        to[cols - 1 - x] = min(max(np.floor(line[x * LANES + lane]), _f32(0)), highest) * m + s
+                        to[cols - 1 - x] = min(max(np.floor(line[x * some + c]), _f32(0)), highest) * m + s
                 else:
                     for x in range(cols):
-                        to[x] = min(max(np.floor(line[x * LANES + lane]), _f32(0)), highest) * m + s
+                        to[x] = min(max(np.floor(line[x * some + c]), _f32(0)), highest) * m + s
 
 
 @jit
