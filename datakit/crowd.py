@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import disk
 from .dropped import SAID
-from .looks import SCENE, TILE, TURNS, Ints, Looks, fill, zeros
+from .looks import SCENE, TILE, TURNS, Ints, Looks, fill, in_one, zeros
 from .sample import KEY_CHARS, SCHEMA, key_id, make_key
 from .sources.scan import Source
 from .stages.dedup import Facts, Windows
@@ -144,20 +145,14 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     rank = {source.name: n for n, source in enumerate(sources)}
     names = Names(sources)
     records, images = Filled(most), Filled(most)
-    for number, table in enumerate(disk.tables(parts, NEEDS)):
-        stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
-        table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
-        if not len(stays):
-            continue
-        mine, n, i = _records(table, rank), records.count, images.count
-        tiles.put(n, table, TILE)
-        fill(keys, n, texts_of(table.column("key"), KEY_CHARS))
-        first, its = _images(table, mine)
-        of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
-        scenes.put(i, of_images, SCENE)
-        mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
-        records.add(mine)
-        images.add({**its, **names.read(of_images), "first": first + n})
+    for number, part in enumerate(disk.ahead(lambda path: _part(path, rank), parts)):
+        n, i = records.count, images.count
+        tiles.put(n, part.looks)
+        fill(keys, n, part.keys)
+        scenes.put(i, part.image_looks)
+        where = {"part": np.full(len(part.row), number, np.int32), "image": part.records["image"] + i}
+        records.add({**part.records, **where, "row": part.row})
+        images.add({**part.images, **names.read(part.named), "first": part.first + n})
     c, im = records.columns(), images.columns()
     return Crowd(
         rows=Rows(tuple(parts), c["part"], c["row"]),
@@ -176,6 +171,38 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     )
 
 
+class Part(NamedTuple):
+    """What is kept in one part: its N records, and their I images."""
+
+    row: Ints  # (N,) where in the part they are
+    keys: NDArray[np.bytes_]  # (N,)
+    looks: Looks
+    records: dict[str, NDArray[Any]]
+    first: Ints  # (I,) the first record of each image
+    image_looks: Looks
+    images: dict[str, NDArray[Any]]
+    named: pa.Table  # what names and dates of images tell is read from
+
+
+def _part(path: Path, rank: dict[str, int]) -> Part:
+    table = disk.read_table(path, NEEDS)
+    stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
+    table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
+    records = _records(table, rank)
+    first, images = _images(table, records)
+    of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
+    return Part(
+        stays,
+        texts_of(table.column("key"), KEY_CHARS),
+        Looks.of(table, TILE),
+        records,
+        first,
+        Looks.of(of_images, SCENE),
+        images,
+        of_images.select(["source", "name", "acquired"]),
+    )
+
+
 class Names:
     """What names and dates of images tell: numbers for places and acquisitions."""
 
@@ -188,7 +215,7 @@ class Names:
 
     def read(self, images: pa.Table) -> dict[str, Ints]:
         """Columns taken_s, place and acquisition of images."""
-        source, dates = (images.column(n).combine_chunks().dictionary_encode() for n in ("source", "acquired"))
+        source, dates = (in_one(images.column(n)).dictionary_encode() for n in ("source", "acquired"))
         taken_s = np.array([seconds_of(text) for text in dates.dictionary.to_pylist()], np.int64)
         columns = {"taken_s": taken_s[dates.indices.to_numpy()]}
         sources = [name.partition("/")[0] for name in source.dictionary.to_pylist()]
@@ -226,6 +253,7 @@ def families(twins: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {name: top(name) for name in twins}
 
 
+@lru_cache(1 << 16)
 def seconds_of(acquired: str) -> int:
     """The instant of an ISO date (its midnight) or time, in s since 1970; NO_TIME where there is none.
 
@@ -242,7 +270,7 @@ def seconds_of(acquired: str) -> int:
 
 def texts_of(column: pa.ChunkedArray, most: int) -> NDArray[np.bytes_]:
     """Texts of at most so many ASCII characters as an array."""
-    padded = pc.utf8_rpad(column.combine_chunks(), most, "\0")
+    padded = pc.utf8_rpad(in_one(column), most, "\0")
     out: NDArray[np.bytes_] = np.frombuffer(padded.buffers()[2], f"S{most}", len(padded))
     return out
 
@@ -272,10 +300,10 @@ def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
         values = table.column(name).to_numpy().astype(np.float64)
         return np.where(np.isnan(values), absent, values)
 
-    source = table.column("source").combine_chunks().dictionary_encode()
+    source = in_one(table.column("source")).dictionary_encode()
     names, source = np.array(source.dictionary.to_pylist(), object), source.indices.to_numpy()
     width, height = table.column("width").to_numpy(), table.column("height").to_numpy()
-    windows = table.column("window").combine_chunks()
+    windows = in_one(table.column("window"))
     whole = np.asarray(pc.is_null(windows))
     window = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1).astype(np.int32)
     window[~whole] = windows.filter(pa.array(~whole)).flatten().to_numpy().reshape(-1, 4)
