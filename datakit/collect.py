@@ -56,7 +56,8 @@ def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
     stays, goes = by_order[~out], by_order[out]
     if not len(stays):
         raise StageError("nothing is left: `subset` leaves out every tile; raise its count, shares or caps")
-    chosen, why = columns.take(pa.array(stays)), pa.array(reasons[goes], pa.string())
+    taken = disk.ahead(lambda column: column.take(pa.array(stays)), columns.columns)
+    chosen, why = pa.table([*taken], columns.column_names), pa.array(reasons[goes], pa.string())
     left = counted(chosen.column("source"))
     funnel = Funnel(counted(columns.column("source")), left, Counter(left))
     lost = pa.table({"source": pa.array(sources[goes], pa.string()), "why": why}).group_by(["source", "why"])

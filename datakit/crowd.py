@@ -43,7 +43,7 @@ RANK = [
 LOST = pa.schema(
     [("part", pa.int32()), ("row", pa.int64()), *((n, SCHEMA.field(n).type) for n in ("key", "source", *SAID))]
 )
-NEEDS = ["key", *RANK, "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
+NEEDS = ["key", *RANK, "footprint", "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Crowd:
     source: NDArray[Any]  # (N,) names
     facts: Facts  # of the records
     looks: Looks
+    corners: NDArray[np.float64]  # (N, 8) lon, lat of footprints; all zero where there is none
+    placed: NDArray[np.bool_]  # (N,) there is one
     windows: Windows  # their images, 0..I-1, and where in them they lie
     whole: NDArray[np.bool_]  # (N,) the record is its image
     image_facts: Facts
@@ -80,12 +82,7 @@ class Crowd:
 
     def footprints(self, rows: Ints) -> NDArray[np.float64]:
         """Lon, lat of the corners of some records, (M, 8); all zero where a record has no place."""
-        out = np.zeros((len(rows), 8))
-        if len(rows):
-            column = self.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
-            placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
-            out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
-        return out
+        return np.asarray(self.corners[rows])
 
     def keys(self, rows: Ints) -> pa.Array:
         """Keys of some records."""
@@ -140,7 +137,7 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     sources: in the recipe's order.
     """
     most = max(sum(disk.ahead(lambda path: int(pq.read_metadata(path).num_rows), parts)), 1)
-    keys = zeros((most,), f"S{KEY_CHARS}", folder)
+    keys, corners = zeros((most,), f"S{KEY_CHARS}", folder), zeros((most, 8), "float64", folder)
     tiles, scenes = Looks.empty(most, folder / "tiles"), Looks.empty(most, folder / "scenes")
     rank = {source.name: n for n, source in enumerate(sources)}
     names = Names(sources)
@@ -148,6 +145,8 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     for number, part in enumerate(disk.ahead(lambda path: _part(path, rank), parts)):
         n, i = records.count, images.count
         tiles.put(n, part.looks)
+        if part.records["placed"].any():
+            fill(corners, n, part.corners)
         fill(keys, n, part.keys)
         scenes.put(i, part.image_looks)
         where = {"part": np.full(len(part.row), number, np.int32), "image": part.records["image"] + i}
@@ -160,6 +159,8 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
         source=c["name_of_source"],
         facts=Facts(*(c[name] for name in Facts._fields)),
         looks=tiles.cut(records.count),
+        corners=corners[: records.count],
+        placed=c["placed"],
         windows=Windows(c["image"], c["window"]),
         whole=c["whole"],
         image_facts=Facts(*(im[name] for name in Facts._fields)),
@@ -177,6 +178,7 @@ class Part(NamedTuple):
     row: Ints  # (N,) where in the part they are
     keys: NDArray[np.bytes_]  # (N,)
     looks: Looks
+    corners: NDArray[np.float64]  # (N, 8)
     records: dict[str, NDArray[Any]]
     first: Ints  # (I,) the first record of each image
     image_looks: Looks
@@ -188,13 +190,15 @@ def _part(path: Path, rank: dict[str, int]) -> Part:
     table = disk.read_table(path, NEEDS)
     stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
     table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
-    records = _records(table, rank)
+    corners = corners_of(in_one(table.column("footprint")))
+    records = {**_records(table, rank), "placed": np.asarray(corners.any(axis=1))}
     first, images = _images(table, records)
     of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
     return Part(
         stays,
         texts_of(table.column("key"), KEY_CHARS),
         Looks.of(table, TILE),
+        corners,
         records,
         first,
         Looks.of(of_images, SCENE),
@@ -272,6 +276,14 @@ def texts_of(column: pa.ChunkedArray, most: int) -> NDArray[np.bytes_]:
     """Texts of at most so many ASCII characters as an array."""
     padded = pc.utf8_rpad(in_one(column), most, "\0")
     out: NDArray[np.bytes_] = np.frombuffer(padded.buffers()[2], f"S{most}", len(padded))
+    return out
+
+
+def corners_of(column: pa.ListArray) -> NDArray[np.float64]:
+    """Footprints of four corners, (N, 8); all zero where there is none."""
+    out = np.zeros((len(column), 8))
+    placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
+    out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
     return out
 
 

@@ -21,7 +21,7 @@ from .recipe import Recipe
 from .stages.protect import HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
-AT_ONCE = 1 << 18  # footprints: 100 B each, several times
+AT_ONCE = 1 << 16  # footprints: 100 B each, several times
 
 
 def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
@@ -73,20 +73,15 @@ def _tiles(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: d
 def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
     """Records whose footprint overlaps that of a held-out image."""
     entries, theirs = held.footprints()
-    rows = np.flatnonzero(alive) if spec.footprints and len(entries) else np.zeros(0, np.int64)
+    rows = np.flatnonzero(alive & crowd.placed) if spec.footprints and len(entries) else np.zeros(0, np.int64)
 
-    def look(some: Ints) -> tuple[int, Ints]:
-        mine = crowd.footprints(some)
-        has = mine.any(axis=1)
-        pairs = overlapping(theirs, mine[has], spec.footprint_share)
-        return int(has.sum()), np.stack([entries[pairs[:, 0]], some[has][pairs[:, 1]]], axis=1)
+    def look(some: Ints) -> Ints:
+        pairs = overlapping(theirs, crowd.footprints(some), spec.footprint_share)
+        return np.stack([entries[pairs[:, 0]], some[pairs[:, 1]]], axis=1)
 
     pieces = (rows[begin : begin + AT_ONCE] for begin in range(0, len(rows), AT_ONCE))
-    found, placed = [np.zeros((0, 2), np.int64)], 0
-    for count, pairs in ahead(look, pieces):
-        placed += count
-        found.append(pairs)
-    compared["placed"] = max(compared["placed"], placed)
+    found = [np.zeros((0, 2), np.int64), *ahead(look, pieces)]
+    compared["placed"] = max(compared["placed"], len(rows))
     entry, row = np.concatenate(found).T
     none = np.zeros(len(row), np.int8)
     matches = Matches(row, entry, none, none.astype(np.int32), row[:0]).nearest()

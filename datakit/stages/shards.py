@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..buckets import argsort
 from ..disk import ahead, becoming, read_table
 from ..errors import StageError
 from ..hand import is_wanted
@@ -168,7 +169,7 @@ def gather(jobs: Sequence[ShardJob]) -> int:
 def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The order of a set; StageError if two samples have one id."""
     mixed = mix64(ids, seed)
-    by = np.argsort(mixed)  # numbers that differ: any sort is stable
+    by = argsort(mixed)  # numbers that differ: any sort is stable
     mixed = mixed[by]
     if (mixed[1:] == mixed[:-1]).any():
         raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
