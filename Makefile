@@ -30,6 +30,7 @@ bench: install
 	$(BIN)/python bench/cut.py
 	$(BIN)/python bench/dedup.py
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/scale.py --quick
 
 bench-stream: install
 	$(BIN)/python -m pip install --quiet '.[peers]'

@@ -246,7 +246,7 @@ def main() -> None:
     made = Made(count)
     with tempfile.TemporaryDirectory() as folder:
         work = args.folder or Path(folder)
-        for name in ("decided", "out"):
+        for name in ("decided", "out", "shards"):
             shutil.rmtree(work / name, ignore_errors=True)
         start = time.perf_counter()
         parts = make(made, work)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +100,46 @@ def _deal(keys: Signatures, rows: Any, shift: int, parts: int, out_keys: Signatu
 
     list(over(place, range(len(slices))))
     return bounds
+
+
+def argsort(keys: Signatures) -> Rows:
+    """Rows in order of keys, equal ones in any order: dealt by the high bits, then each part in the cache by numpy."""
+    if len(keys) <= PIECE:
+        return np.argsort(keys)
+    dealt, rows, out = np.empty_like(keys), np.empty(len(keys), np.uint32), np.empty(len(keys), np.int64)
+    shift = max(int(keys.max()).bit_length() - 8, 0)
+    with threads(len(keys)) as over:
+        bounds = _deal(keys, np.arange(len(keys), dtype=np.uint32), shift, 256, dealt, rows, over)
+
+        def settle(part: int) -> None:
+            begin, end = bounds[part : part + 2]
+            out[begin:end] = rows[begin:end][np.argsort(dealt[begin:end])]
+
+        list(over(settle, range(256)))
+    return out
+
+
+def take(array: NDArray[Any], rows: Rows) -> NDArray[Any]:
+    """Some rows of an array, by threads: most of the time goes into waiting for the memory."""
+    out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+
+    def some(at: int) -> None:
+        out[at : at + PIECE] = array[rows[at : at + PIECE]]
+
+    with threads(len(rows)) as over:
+        list(over(some, range(0, len(rows), PIECE)))
+    return out
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Over]:
+    """What maps over pieces: a thread a core if there is much to do."""
+    workers = len(os.sched_getaffinity(0))
+    if count <= PIECE or workers == 1:
+        yield map
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool.map
 
 
 class Maker:

@@ -56,7 +56,8 @@ def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
     stays, goes = by_order[~out], by_order[out]
     if not len(stays):
         raise StageError("nothing is left: `subset` leaves out every tile; raise its count, shares or caps")
-    chosen, why = columns.take(pa.array(stays)), pa.array(reasons[goes], pa.string())
+    taken = disk.ahead(lambda column: column.take(pa.array(stays)), columns.columns)
+    chosen, why = pa.table([*taken], columns.column_names), pa.array(reasons[goes], pa.string())
     left = counted(chosen.column("source"))
     funnel = Funnel(counted(columns.column("source")), left, Counter(left))
     lost = pa.table({"source": pa.array(sources[goes], pa.string()), "why": why}).group_by(["source", "why"])
@@ -68,17 +69,18 @@ def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
 
 def kept_rows(parts: list[Path], decided: Decided) -> tuple[Rows, pa.Table]:
     """The records of the last parts that no stage has dropped: where they are, and PLAN of them."""
-    tables, part, row = [], [], []
     gone = decided.gone()
-    for n, table in enumerate(disk.tables(parts, [*PLAN, "dropped"])):
+
+    def read(n: int) -> tuple[NDArray[np.int64], pa.Table]:
+        table = disk.read_table(parts[n], [*PLAN, "dropped"])
         kept = np.array(pc.equal(table.column("dropped"), ""))
         kept[gone.get(n, [])] = False
-        stays = np.flatnonzero(kept)
-        tables.append(as_numbers(table.select(PLAN).filter(pa.array(kept)), *FEW))
-        part.append(np.full(len(stays), n, np.int32))
-        row.append(stays)
+        return np.flatnonzero(kept), as_numbers(table.select(PLAN).filter(pa.array(kept)), *FEW)
+
+    row, tables = zip(*disk.ahead(read, range(len(parts))), strict=True)
+    part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(stays) for stays in row])
     columns = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    return Rows(tuple(parts), np.concatenate(part), np.concatenate(row)), columns
+    return Rows(tuple(parts), part, np.concatenate(row)), columns
 
 
 def as_numbers(table: pa.Table, *names: str) -> pa.Table:

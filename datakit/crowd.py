@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from . import disk
 from .dropped import SAID
-from .looks import SCENE, TILE, TURNS, Ints, Looks, fill, zeros
+from .looks import SCENE, TILE, TURNS, Ints, Looks, fill, in_one, zeros
 from .sample import KEY_CHARS, SCHEMA, key_id, make_key
 from .sources.scan import Source
 from .stages.dedup import Facts, Windows
@@ -42,7 +43,7 @@ RANK = [
 LOST = pa.schema(
     [("part", pa.int32()), ("row", pa.int64()), *((n, SCHEMA.field(n).type) for n in ("key", "source", *SAID))]
 )
-NEEDS = ["key", *RANK, "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
+NEEDS = ["key", *RANK, "footprint", "gsd_m", "valid_share", "sharpness", "dropped", *TILE, *SCENE]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Crowd:
     source: NDArray[Any]  # (N,) names
     facts: Facts  # of the records
     looks: Looks
+    corners: NDArray[np.float64]  # (N, 8) lon, lat of footprints; all zero where there is none
+    placed: NDArray[np.bool_]  # (N,) there is one
     windows: Windows  # their images, 0..I-1, and where in them they lie
     whole: NDArray[np.bool_]  # (N,) the record is its image
     image_facts: Facts
@@ -79,12 +82,7 @@ class Crowd:
 
     def footprints(self, rows: Ints) -> NDArray[np.float64]:
         """Lon, lat of the corners of some records, (M, 8); all zero where a record has no place."""
-        out = np.zeros((len(rows), 8))
-        if len(rows):
-            column = self.rows.take(rows).read(["footprint"]).column("footprint").combine_chunks()
-            placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
-            out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
-        return out
+        return np.asarray(self.corners[rows])
 
     def keys(self, rows: Ints) -> pa.Array:
         """Keys of some records."""
@@ -139,25 +137,21 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
     sources: in the recipe's order.
     """
     most = max(sum(disk.ahead(lambda path: int(pq.read_metadata(path).num_rows), parts)), 1)
-    keys = zeros((most,), f"S{KEY_CHARS}", folder)
+    keys, corners = zeros((most,), f"S{KEY_CHARS}", folder), zeros((most, 8), "float64", folder)
     tiles, scenes = Looks.empty(most, folder / "tiles"), Looks.empty(most, folder / "scenes")
     rank = {source.name: n for n, source in enumerate(sources)}
     names = Names(sources)
     records, images = Filled(most), Filled(most)
-    for number, table in enumerate(disk.tables(parts, NEEDS)):
-        stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
-        table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
-        if not len(stays):
-            continue
-        mine, n, i = _records(table, rank), records.count, images.count
-        tiles.put(n, table, TILE)
-        fill(keys, n, texts_of(table.column("key"), KEY_CHARS))
-        first, its = _images(table, mine)
-        of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
-        scenes.put(i, of_images, SCENE)
-        mine |= {"part": np.full(len(stays), number, np.int32), "row": stays, "image": mine["image"] + i}
-        records.add(mine)
-        images.add({**its, **names.read(of_images), "first": first + n})
+    for number, part in enumerate(disk.ahead(lambda path: _part(path, rank), parts)):
+        n, i = records.count, images.count
+        tiles.put(n, part.looks)
+        if part.records["placed"].any():
+            fill(corners, n, part.corners)
+        fill(keys, n, part.keys)
+        scenes.put(i, part.image_looks)
+        where = {"part": np.full(len(part.row), number, np.int32), "image": part.records["image"] + i}
+        records.add({**part.records, **where, "row": part.row})
+        images.add({**part.images, **names.read(part.named), "first": part.first + n})
     c, im = records.columns(), images.columns()
     return Crowd(
         rows=Rows(tuple(parts), c["part"], c["row"]),
@@ -165,6 +159,8 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
         source=c["name_of_source"],
         facts=Facts(*(c[name] for name in Facts._fields)),
         looks=tiles.cut(records.count),
+        corners=corners[: records.count],
+        placed=c["placed"],
         windows=Windows(c["image"], c["window"]),
         whole=c["whole"],
         image_facts=Facts(*(im[name] for name in Facts._fields)),
@@ -173,6 +169,41 @@ def read_crowd(parts: Sequence[Path], sources: Sequence[Source], folder: Path) -
         taken_s=im["taken_s"],
         place=im["place"],
         acquisition=im["acquisition"],
+    )
+
+
+class Part(NamedTuple):
+    """What is kept in one part: its N records, and their I images."""
+
+    row: Ints  # (N,) where in the part they are
+    keys: NDArray[np.bytes_]  # (N,)
+    looks: Looks
+    corners: NDArray[np.float64]  # (N, 8)
+    records: dict[str, NDArray[Any]]
+    first: Ints  # (I,) the first record of each image
+    image_looks: Looks
+    images: dict[str, NDArray[Any]]
+    named: pa.Table  # what names and dates of images tell is read from
+
+
+def _part(path: Path, rank: dict[str, int]) -> Part:
+    table = disk.read_table(path, NEEDS)
+    stays = np.flatnonzero(pc.equal(table.column("dropped"), ""))
+    table = table if len(stays) == table.num_rows else table.take(pa.array(stays))
+    corners = corners_of(in_one(table.column("footprint")))
+    records = {**_records(table, rank), "placed": np.asarray(corners.any(axis=1))}
+    first, images = _images(table, records)
+    of_images = table if len(first) == table.num_rows else table.take(pa.array(first))
+    return Part(
+        stays,
+        texts_of(table.column("key"), KEY_CHARS),
+        Looks.of(table, TILE),
+        corners,
+        records,
+        first,
+        Looks.of(of_images, SCENE),
+        images,
+        of_images.select(["source", "name", "acquired"]),
     )
 
 
@@ -188,7 +219,7 @@ class Names:
 
     def read(self, images: pa.Table) -> dict[str, Ints]:
         """Columns taken_s, place and acquisition of images."""
-        source, dates = (images.column(n).combine_chunks().dictionary_encode() for n in ("source", "acquired"))
+        source, dates = (in_one(images.column(n)).dictionary_encode() for n in ("source", "acquired"))
         taken_s = np.array([seconds_of(text) for text in dates.dictionary.to_pylist()], np.int64)
         columns = {"taken_s": taken_s[dates.indices.to_numpy()]}
         sources = [name.partition("/")[0] for name in source.dictionary.to_pylist()]
@@ -226,6 +257,7 @@ def families(twins: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {name: top(name) for name in twins}
 
 
+@lru_cache(1 << 16)
 def seconds_of(acquired: str) -> int:
     """The instant of an ISO date (its midnight) or time, in s since 1970; NO_TIME where there is none.
 
@@ -242,8 +274,16 @@ def seconds_of(acquired: str) -> int:
 
 def texts_of(column: pa.ChunkedArray, most: int) -> NDArray[np.bytes_]:
     """Texts of at most so many ASCII characters as an array."""
-    padded = pc.utf8_rpad(column.combine_chunks(), most, "\0")
+    padded = pc.utf8_rpad(in_one(column), most, "\0")
     out: NDArray[np.bytes_] = np.frombuffer(padded.buffers()[2], f"S{most}", len(padded))
+    return out
+
+
+def corners_of(column: pa.ListArray) -> NDArray[np.float64]:
+    """Footprints of four corners, (N, 8); all zero where there is none."""
+    out = np.zeros((len(column), 8))
+    placed = np.asarray(pc.fill_null(pc.equal(pc.list_value_length(column), 8), False))
+    out[placed] = column.filter(pa.array(placed)).flatten().to_numpy().reshape(-1, 8)
     return out
 
 
@@ -272,10 +312,10 @@ def _records(table: pa.Table, rank: dict[str, int]) -> dict[str, NDArray[Any]]:
         values = table.column(name).to_numpy().astype(np.float64)
         return np.where(np.isnan(values), absent, values)
 
-    source = table.column("source").combine_chunks().dictionary_encode()
+    source = in_one(table.column("source")).dictionary_encode()
     names, source = np.array(source.dictionary.to_pylist(), object), source.indices.to_numpy()
     width, height = table.column("width").to_numpy(), table.column("height").to_numpy()
-    windows = table.column("window").combine_chunks()
+    windows = in_one(table.column("window"))
     whole = np.asarray(pc.is_null(windows))
     window = np.stack([np.zeros_like(width), np.zeros_like(width), width, height], axis=1).astype(np.int32)
     window[~whole] = windows.filter(pa.array(~whole)).flatten().to_numpy().reshape(-1, 4)

@@ -151,12 +151,13 @@ def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 def tables(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Tables of Parquet files, in order. A thread a file takes a third of the time that a thread a column takes."""
+    return ahead(lambda path: read_table(path, columns), paths)
 
-    def read(path: Path) -> pa.Table:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns, use_threads=False)
 
-    return ahead(read, paths)
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table of a Parquet file, column by column: to plan what to fetch takes a quarter of the time for a few."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(columns, use_threads=False)
 
 
 @contextmanager

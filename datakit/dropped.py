@@ -31,12 +31,13 @@ class Dropped:
 
     def read(self, some: NDArray[np.int64], without: Sequence[str] = ()) -> pa.Table:
         """Some of the records, by number, but for some columns: SCHEMA and `stage`."""
-        columns = [name for name in SCHEMA.names if name not in without]
+        wanted = [name for name in SCHEMA.names if name not in without]
+        columns = [name for name in wanted if name not in SAID]
         table = self.rows.take(some).read(columns) if len(some) else SCHEMA.empty_table().select(columns)
         said = self.said.take(pa.array(some))
-        for name in SAID:
-            field = SCHEMA.field(name)
-            table = table.set_column(table.schema.get_field_index(name), field, said.column(name).cast(field.type))
+        for n, name in enumerate(wanted):
+            if name in SAID:
+                table = table.add_column(n, SCHEMA.field(name), said.column(name).cast(SCHEMA.field(name).type))
         return table.append_column("stage", said.column("stage").cast(pa.string()))
 
     def write(self, path: Path, without: Sequence[str] = ()) -> None:

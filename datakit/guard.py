@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .crowd import LOST, Crowd, Match
+from .disk import ahead
 from .errors import StageError
 from .footprints import overlapping
 from .looks import TURNS, Ints
@@ -20,7 +21,7 @@ from .recipe import Recipe
 from .stages.protect import HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
-AT_ONCE = 1 << 20  # footprints: 100 B each, several times
+AT_ONCE = 1 << 16  # footprints: 100 B each, several times
 
 
 def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
@@ -72,16 +73,15 @@ def _tiles(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: d
 def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: dict[str, int]) -> Found:
     """Records whose footprint overlaps that of a held-out image."""
     entries, theirs = held.footprints()
-    found, placed = [np.zeros((0, 2), np.int64)], 0
-    rows = np.flatnonzero(alive) if spec.footprints and len(entries) else np.zeros(0, np.int64)
-    for begin in range(0, len(rows), AT_ONCE):
-        some = rows[begin : begin + AT_ONCE]
-        mine = crowd.footprints(some)
-        has = mine.any(axis=1)
-        pairs = overlapping(theirs, mine[has], spec.footprint_share)
-        found.append(np.stack([entries[pairs[:, 0]], some[has][pairs[:, 1]]], axis=1))
-        placed += int(has.sum())
-    compared["placed"] = max(compared["placed"], placed)
+    rows = np.flatnonzero(alive & crowd.placed) if spec.footprints and len(entries) else np.zeros(0, np.int64)
+
+    def look(some: Ints) -> Ints:
+        pairs = overlapping(theirs, crowd.footprints(some), spec.footprint_share)
+        return np.stack([entries[pairs[:, 0]], some[pairs[:, 1]]], axis=1)
+
+    pieces = (rows[begin : begin + AT_ONCE] for begin in range(0, len(rows), AT_ONCE))
+    found = [np.zeros((0, 2), np.int64), *ahead(look, pieces)]
+    compared["placed"] = max(compared["placed"], len(rows))
     entry, row = np.concatenate(found).T
     none = np.zeros(len(row), np.int8)
     matches = Matches(row, entry, none, none.astype(np.int32), row[:0]).nearest()
@@ -93,9 +93,8 @@ def _lost(crowd: Crowd, held: HeldOut, goes: Matches, level: str) -> pa.Table:
     whole = crowd.whole[goes.row]
     reasons = ["protected_scene" if level == "image" and not w else "protected" for w in whole.tolist()]
     reasons = ["protected_place"] * len(whole) if level == "place" else reasons
-    entries = {n: held.spell(n) for n in np.unique(goes.entry).tolist()}
     match = None if level == "place" else Match(goes.bits, goes.place)
-    return crowd.lost(goes.row, reasons, [entries[n] for n in goes.entry.tolist()], match)
+    return crowd.lost(goes.row, reasons, [held.spelled[n] for n in goes.entry.tolist()], match)
 
 
 def _products(crowd: Crowd, alive: Bools, lost: pa.Table, gone: Ints) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -122,10 +121,10 @@ def _told(crowd: Crowd, held: HeldOut, matches: Matches, level: str) -> list[dic
     """Matches as the certificate lists them."""
     keys = crowd.image_keys(matches.row) if level == "image" else crowd.keys(matches.row).to_pylist()
     looks = crowd.image_looks if level == "image" else crowd.looks
+    same = (looks.digests[matches.row] == held.looks.digests[matches.entry]).tolist()
     told = []
-    for key, row, entry, place, bits in zip(keys, *(c.tolist() for c in matches[:4]), strict=True):
-        equal = level != "place" and looks.digests[row] == held.looks.digests[entry]
+    for key, entry, place, bits, equal in zip(keys, *(c.tolist() for c in matches[1:4]), same, strict=True):
         how = "footprint" if level == "place" else "equal pixels" if equal else "signature"
-        one = {"key": key, "level": level, "held_out": held.spell(entry), "how": how}
+        one = {"key": key, "level": level, "held_out": held.spelled[entry], "how": how}
         told.append(one if level == "place" else {**one, "distance_bits": bits, "turned": TURNS[place]})
     return sorted(told, key=lambda one: str(one["key"]))

@@ -9,11 +9,7 @@ belongs to the first table that would find it. r = 4 takes 3 blocks with t = 1, 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from math import isqrt
 from typing import NamedTuple
 
@@ -21,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import buckets
-from .buckets import ONE_FIRST, PIECE, SMALLER_FIRST, Over, Rows, Side, Signatures, Table
+from .buckets import ONE_FIRST, PIECE, SMALLER_FIRST, Over, Rows, Side, Signatures, Table, threads
 from .errors import TooManyPairs
 
 Pairs = NDArray[np.int64]  # (M, 2)
@@ -85,7 +81,7 @@ def scan(signatures: Signatures, query: ArrayLike, radius_bits: int) -> Hits:
         return Hits(rows, np.full(count, q), bits)
 
     pieces = itertools.product(range(len(queries)), range(0, len(signatures), PIECE))
-    with _threads(len(signatures) * len(queries)) as over:
+    with threads(len(signatures) * len(queries)) as over:
         found = [Hits(*(np.zeros(0, np.int64),) * 3), *over(look, pieces)]
     return Hits(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
@@ -98,16 +94,6 @@ def check(most_bits: int, radius_bits: int, *arrays: Signatures) -> None:
         raise ValueError(f"radius_bits is {radius_bits}: 0 to {most_bits} can be searched exactly")
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[Over]:
-    workers = len(os.sched_getaffinity(0))
-    if count <= PIECE or workers == 1:
-        yield map
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool.map
-
-
 def _side(signatures: Signatures) -> Side:
     return Side(signatures, np.arange(len(signatures), dtype=np.uint32))
 
@@ -116,7 +102,7 @@ def _searched(one: Side, other: Side | None, radius_bits: int, order: int, max_p
     both = (one, other or one)
     check(MAX_RADIUS_BITS, radius_bits, *(side.signatures for side in both))
     search = _Search(both, radius_bits, order, max_pairs)
-    with _threads(max(len(side.rows) for side in both)) as over:
+    with threads(max(len(side.rows) for side in both)) as over:
         search.run(*both, np.zeros((0, 2), np.uint64), over, 0)
     return search
 
@@ -138,7 +124,7 @@ class _Search:
             raise TooManyPairs(self.too_many())
         packed = np.concatenate([np.zeros(0, np.uint64), *self.found])
         self.found.clear()
-        with _threads(len(packed)) as over:
+        with threads(len(packed)) as over:
             return buckets.in_order(packed, max(int(side.rows.max(initial=0)) for side in self.both), over)
 
     def too_many(self) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from mmap import mmap
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +72,25 @@ class Looks:
 
     @classmethod
     def of(cls, table: pa.Table, names: tuple[str, ...] = TILE) -> Looks:
-        """From columns of a table of records: those of the records, or of their images (`SCENE`)."""
-        looks = cls.empty(table.num_rows)
-        looks.put(0, table, names)
-        return looks
+        """From columns of a table of records: those of the records, or of their images (`SCENE`), zero if unmeasured.
 
-    def put(self, begin: int, table: pa.Table, names: tuple[str, ...] = TILE) -> None:
-        """Fill rows from `begin` on from a table; those that were not measured stay zero."""
-        signatures, thumbnails, digests, entropy = (table.column(name).combine_chunks() for name in names)
+        To be read only: where all were measured they are the memory of the table.
+        """
+        signatures, thumbnails, digests, entropy = (in_one(table.column(name)) for name in names)
         measured = np.asarray(pc.greater(pc.binary_length(digests), 0))
         if not measured.all():
             signatures, thumbnails, digests = (c.filter(pa.array(measured)) for c in (signatures, thumbnails, digests))
-        for array, values in (
-            (self.signatures, signatures.flatten().to_numpy().reshape(-1, PLACES)),
-            (self.thumbnails, _bytes_of(thumbnails, 192).reshape(-1, 8, 8, 3)),
-            (self.digests, _bytes_of(digests, 16).view("S16").ravel()),
-        ):
-            if len(values) < table.num_rows:
-                every = np.zeros((table.num_rows, *values.shape[1:]), values.dtype)
-                every[measured] = values
-                values = every
-            fill(array, begin, values)
-        fill(self.entropy_bits, begin, np.nan_to_num(np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64)))
+        return cls(
+            _spread(signatures.flatten().to_numpy().reshape(-1, PLACES), measured),
+            _spread(_bytes_of(thumbnails, 192).reshape(-1, 8, 8, 3), measured),
+            _spread(_bytes_of(digests, 16).view("S16").ravel(), measured),
+            np.nan_to_num(np.asarray(entropy.to_numpy(zero_copy_only=False), np.float64)),
+        )
+
+    def put(self, begin: int, looks: Looks) -> None:
+        """Fill rows from `begin` on."""
+        for one in fields(self):
+            fill(getattr(self, one.name), begin, getattr(looks, one.name))
 
     def cut(self, n: int) -> Looks:
         """The first n."""
@@ -132,13 +128,32 @@ def zeros(shape: tuple[int, ...], dtype: str, folder: Path | None) -> NDArray[An
 
 
 def fill(array: NDArray[Any], begin: int, values: NDArray[Any]) -> None:
-    """Put values into rows of an array; if it is mapped, through its file: a page need not be touched for that."""
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap):
-        with Path(str(array.filename)).open("r+b", buffering=0) as file:
-            file.seek(begin * array.strides[0])
-            file.write(np.ascontiguousarray(values, array.dtype).data)
-    else:
-        array[begin : begin + len(values)] = values
+    """Put values into rows of an array that is mapped, through its file: a page need not be touched for that."""
+    handle = os.open(array.filename, os.O_WRONLY)  # type: ignore[attr-defined]
+    try:
+        data, place = (
+            np.ascontiguousarray(values, array.dtype).reshape(-1).view(np.uint8).data,
+            begin * array.strides[0],
+        )
+        while len(data):
+            done = os.pwrite(handle, data, place)
+            data, place = data[done:], place + done
+    finally:
+        os.close(handle)
+
+
+def in_one(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece: `combine_chunks` copies one that is already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _spread(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values put where they belong, zero elsewhere."""
+    if len(values) == len(where):
+        return values
+    out = np.zeros((len(where), *values.shape[1:]), values.dtype)
+    out[where] = values
+    return out
 
 
 def _bytes_of(column: Any, size: int) -> NDArray[np.uint8]:

@@ -193,7 +193,11 @@ def take_over(crowd: Crowd, scenes: Stars, lost: Ints, kept: Ints) -> tuple[pa.T
     rows = np.unique(np.concatenate([equal, twins_of]))
     if not len(rows):
         return CHANGES.empty_table(), []
-    table = crowd.rows.take(rows).read([*NEEDS])
+    known = {"key": crowd.keys(rows), "source": pa.array(crowd.source[rows], pa.string()), "id": crowd.facts.id[rows]}
+    table = crowd.rows.take(rows).read([name for name in NEEDS if name not in known])
+    for name, values in known.items():
+        table = table.append_column(name, [values])
+    table = table.select(NEEDS)
     one, other = np.searchsorted(rows, equal.T)
     whose, twin = np.searchsorted(rows, twins_of.T)
     whole = table.take(pa.array(twin))  # tiles as their images: boxes are of another window

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .buckets import LARGER_FIRST, ONLY_LARGER_OTHER, OTHER_FIRST, Side, popcount
+from .buckets import LARGER_FIRST, ONLY_LARGER_OTHER, OTHER_FIRST, Side, popcount, take
 from .hamming import MAX_RADIUS_BITS, check, packed_pairs
 from .kernels import jit
 
@@ -136,7 +136,7 @@ class _Stars:
         numbers = np.arange(len(rows), dtype=np.uint32)[:, None] << np.uint32(3) | np.arange(
             first, stop, dtype=np.uint32
         )
-        return Side(self.signatures[rows, first:stop].ravel(), numbers.ravel())
+        return Side(take(self.signatures[:, first:stop], rows).ravel(), numbers.ravel())
 
     def agreed(self, heads: Rows, rows: Rows, matches: Signatures, same: bool) -> Signatures:
         """The matches, sorted, that `agree` says yes to; those that cannot matter are left out unasked.

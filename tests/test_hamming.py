@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datakit import hamming
+from datakit import buckets, hamming
 from datakit.errors import StageError, TooManyPairs
 from datakit.hamming import MAX_RADIUS_BITS, Pairs, Signatures, distance, near_between, near_pairs, scan
 
@@ -236,3 +236,15 @@ def test_strided_and_read_only_arrays() -> None:
     twice.setflags(write=False)
     assert (near_pairs(twice, 4) == near_pairs(signatures, 4)).all()
     assert (scan(twice, twice[0], 30).row == scan(signatures, signatures[0], 30).row).all()
+
+
+@pytest.mark.parametrize("high", [1, 1 << 20, 1 << 63, (1 << 64) - 1])
+def test_many_rows_are_put_in_order_and_gathered(high: int) -> None:
+    """More than one thread sorts at once; however few of the high bits tell the numbers apart."""
+    rng = np.random.default_rng(high % 1000)
+    keys = rng.integers(0, high, buckets.PIECE + 1000, np.uint64, endpoint=True)
+    by = buckets.argsort(keys)
+    np.testing.assert_array_equal(np.sort(by), np.arange(len(keys)))
+    np.testing.assert_array_equal(keys[by], np.sort(keys))
+    columns = rng.integers(0, 9, (len(keys), 3))
+    np.testing.assert_array_equal(buckets.take(columns[:, 1:], by), columns[by, 1:])

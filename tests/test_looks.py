@@ -205,7 +205,7 @@ def test_an_image_and_its_window_have_looks_of_their_own() -> None:
 def test_mapped_looks_hold_the_same(tmp_path: Path) -> None:
     table = to_table([signed(noise(n, 40, 50, 3)) for n in range(3)])
     mapped = Looks.empty(5, tmp_path / "looks")
-    mapped.put(1, table)
+    mapped.put(1, Looks.of(table))
     inner = mapped.cut(4)
     assert len(inner) == 4
     for name in ("signatures", "thumbnails", "digests", "entropy_bits"):

@@ -512,8 +512,8 @@ def test_a_list_holds_each_image_whole_and_in_tiles_and_no_pixels(world: World) 
     assert {len(row["thumbnail"]) for row in rows} == {192}
     assert world.held.stat().st_size < 20_000
     assert held.who == "faces:val"
-    assert held.spell(0) == "faces:val/0.png"
-    assert held.spell(len(rows) - 1) == "faces:val/large.png@344,244,256,256"
+    assert held.spelled[0] == "faces:val/0.png"
+    assert held.spelled[len(rows) - 1] == "faces:val/large.png@344,244,256,256"
 
 
 def test_a_list_is_the_same_wherever_the_images_lie_and_whoever_signs(world: World, tmp_path: Path) -> None:
@@ -547,7 +547,7 @@ def test_a_list_says_where_its_images_lie(placed: Path) -> None:
     entries, corners = HeldOut.load(placed / "test.list").footprints()
     assert corners.shape == (1, 8)
     assert corners[0, 0] == pytest.approx(9.0, abs=0.01)  # UTM 32N, 500 km east
-    assert HeldOut.load(placed / "test.list").spell(int(entries[0])) == "test/held.tif"
+    assert HeldOut.load(placed / "test.list").spelled[int(entries[0])] == "test/held.tif"
 
 
 def test_signing_images_of_any_suffix_and_depth(tmp_path: Path) -> None:

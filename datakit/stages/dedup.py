@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from ..buckets import argsort, take
 from ..looks import Ints, Likeness, Looks
 from ..stars import keep_stars, stars
 
@@ -78,9 +79,9 @@ class Dedup(Likeness):
             within = (places == 0) & (overlap_share(windows.window[kept], windows.window[rows]) >= self.overlap_share)
             return np.where(same, within & alike, alike)
 
-        signatures = looks.signatures[by] if self.orientations else looks.signatures[by, :1]
+        signatures = take(looks.signatures if self.orientations else looks.signatures[:, :1], by)
         flat = looks.flat(self.flat_entropy_bits)[by] | exact
-        star, its_place = stars(signatures, self.radius_bits, agree, flat, looks.digests[by])
+        star, its_place = stars(signatures, self.radius_bits, agree, flat, take(looks.digests, by))
         kept, place = np.arange(len(looks)), np.zeros(len(looks), np.int8)
         kept[by], place[by] = by[star], its_place
         bits, lost = np.zeros(len(looks), np.int32), np.flatnonzero(kept != np.arange(len(looks)))
@@ -160,7 +161,7 @@ def lexsorted(keys: Sequence[NDArray[Any]]) -> Ints:
         left -= some
         if not left:
             break
-    by = np.argsort(packed)
+    by = argsort(packed)
     packed = packed[by]
     same = np.flatnonzero(packed[1:] == packed[:-1])
     tied = np.union1d(same, same + 1)

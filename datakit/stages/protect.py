@@ -155,11 +155,12 @@ class HeldOut:
     def looks(self) -> Looks:
         return Looks.of(self.entries)
 
-    def spell(self, entry: int) -> str:
-        """An entry in words: set, file, window."""
-        row = self.entries.slice(entry, 1).to_pylist()[0]
-        window = "@" + ",".join(map(str, row["window"])) if row["window"] else ""
-        return f"{self.who}/{row['name']}{window}"
+    @cached_property
+    def spelled(self) -> list[str]:
+        """The entries in words: set, file, window."""
+        names, windows = (self.entries.column(name).to_pylist() for name in ("name", "window"))
+        ends = ["@" + ",".join(map(str, window)) if window else "" for window in windows]
+        return [f"{self.who}/{name}{end}" for name, end in zip(names, ends, strict=True)]
 
     def footprints(self) -> tuple[Ints, NDArray[np.float64]]:
         """Whole images that have a place: their entries (M,), and lon, lat of their corners (M, 8)."""

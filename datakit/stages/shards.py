@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..disk import ahead, becoming, tables
+from ..buckets import argsort
+from ..disk import ahead, becoming, read_table
 from ..errors import StageError
 from ..hand import is_wanted
 from ..manifest import MaskSource
@@ -33,6 +34,7 @@ SHARD = b"datakit.shard"
 SEG, TXT = "seg.png", "txt"  # members: the mask, the captions
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 NO_RANGE = (-1.0, -1.0)
+PIECE = 1 << 16  # records that a thread puts in order
 T = TypeVar("T")
 
 
@@ -85,7 +87,7 @@ class Rows:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """The records, or some columns of them, in order; of each part only the row groups that are needed."""
-        by_part = np.argsort(self.part, kind="stable")
+        by_part = np.argsort(self.part.astype(np.min_scalar_type(len(self.parts))), kind="stable")  # 16 bits: by digits
         part = self.part[by_part]
         begins = np.flatnonzero(np.diff(part, prepend=-1))
         wanted = zip(part[begins].tolist(), np.split(self.row[by_part], begins[1:]), strict=True)
@@ -95,7 +97,10 @@ class Rows:
             return table
         places = np.empty(len(self), np.int64)
         places[by_part] = np.arange(len(self))
-        return table.take(pa.array(places))
+        pieces = [places[begin : begin + PIECE] for begin in range(0, len(places), PIECE)]
+        del tables
+        table = table.combine_chunks()
+        return pa.concat_tables(ahead(lambda some: table.take(pa.array(some)), pieces))
 
 
 def pick(items: tuple[T, ...], places: NDArray[np.int64]) -> tuple[T, ...]:
@@ -106,7 +111,7 @@ def pick(items: tuple[T, ...], places: NDArray[np.int64]) -> tuple[T, ...]:
 
 
 def _read_rows(path: Path, rows: NDArray[np.int64], columns: list[str] | None) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         begins = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
         groups = np.unique(np.searchsorted(begins, rows, side="right") - 1)
         table = file.read_row_groups(groups.tolist(), columns, use_threads=False)
@@ -164,7 +169,7 @@ def gather(jobs: Sequence[ShardJob]) -> int:
 def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The order of a set; StageError if two samples have one id."""
     mixed = mix64(ids, seed)
-    by = np.argsort(mixed)  # numbers that differ: any sort is stable
+    by = argsort(mixed)  # numbers that differ: any sort is stable
     mixed = mixed[by]
     if (mixed[1:] == mixed[:-1]).any():
         raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
@@ -248,8 +253,7 @@ def records_of(job: ShardJob) -> pa.Table:
     """The records of a shard, with what they took over."""
     if not job.gathered.exists():
         return changed(job.rows.read(), job.changes)
-    (table,) = tables([job.gathered])
-    return changed(table.replace_schema_metadata(None), job.changes)
+    return changed(read_table(job.gathered).replace_schema_metadata(None), job.changes)
 
 
 def note_written(job: ShardJob) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from ..buckets import argsort
 from ..sample import Spec, mix64
 
 
@@ -42,7 +43,7 @@ class Subset(Spec):
 
     def reasons(self, ids: NDArray[np.int64], sources: NDArray[Any], entropy: NDArray[Any], seed: int) -> NDArray[Any]:
         """Why each sample is left out, "" if it stays: (N,) ids, source names, entropy in bits -> (N,) text."""
-        order = np.argsort(mix64(ids, seed))
+        order = argsort(mix64(ids, seed))
         out = np.zeros(len(ids), np.int8)  # number of the reason
         for source, most in self.per_source.items():
             out[order[sources[order] == source][most:]] = 1
