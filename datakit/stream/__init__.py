@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment import View, Views, evaluation, mae, multi_view
     from .batch import Batch
+    from .cache import Cache
     from .loader import Loader, Report
+    from .mix import Mix
+    from .overlay import Overlay
 
-__all__ = ["Batch", "Loader", "Report", "View", "Views", "evaluation", "mae", "multi_view"]
-_HOMES = {"Batch": "batch", "Loader": "loader", "Report": "loader"}
+__all__ = ["Batch", "Cache", "Loader", "Mix", "Overlay", "Report", "View", "Views", "evaluation", "mae", "multi_view"]
+_HOMES = {
+    "Batch": "batch",
+    "Cache": "cache",
+    "Loader": "loader",
+    "Mix": "mix",
+    "Overlay": "overlay",
+    "Report": "loader",
+}
 
 
 def __getattr__(name: str) -> Any:

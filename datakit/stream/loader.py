@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,20 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import RecipeError, ShardError
+from .ahead import Ahead, check_room, read_bytes
 from .augment import LEVELS, View, Views
 from .batch import Batch, Buffers
+from .cache import Cache
 from .columns import Columns
 from .decode import Decoder, Unreadable
 from .device import Device, ranks, together
 from .maker import STAGES, Bad, Function, Maker, Slots, too_many
-from .normalise import MeanStd, mean_std, scaled
-from .order import InTurn, Order
+from .normalise import Counts, MeanStd, mean_std, scaled
+from .order import InTurn, Order, score
+from .overlay import Live, Overlay, Picked, overlays_of
 from .schedule import Remainder, Schedule
-from .tars import Tars, opened
+from .source import Source, opened
+from .tars import Tars
 
 CHUNK = 8  # samples that a thread makes at a time, at most
 FORMAT = 1  # of the state
@@ -53,28 +58,36 @@ class Pictures(NamedTuple):
     function: Function | None = None
 
     @classmethod
-    def of(cls, transform: Views | Function | None, tars: Tars) -> Pictures:
+    def of(cls, transform: Views | Function | None, tars: Tars, live: Live) -> Pictures:
         if isinstance(transform, Views):
-            return cls(transform.views, mean_std(transform.normalise, tars.folder / "samples.parquet"))
+
+            def samples() -> list[tuple[Path, Counts]]:
+                return [(part.beside("samples.parquet"), partial(live.counts, start)) for start, _, part in tars.parts]
+
+            return cls(transform.views, mean_std(transform.normalise, samples))
         if transform is not None and not callable(transform):
             raise RecipeError(f"transform: {transform!r}: Views, as mae() gives, a function of (image, rng), or None")
         return cls(function=transform)
 
 
 class Loader:
-    """Batches of the samples in `source`: a build's folder, an index, or WebDataset tars. Iterating gives one epoch.
+    """Batches of the samples in `source`: a build's folder, an index, WebDataset tars, or a `Mix` of such.
+
+    Iterating gives one epoch. What is given by URL is fetched into `cache`, a `Cache` or its folder. overlay: files
+    that drop, keep, weight or split samples, see `Overlay`.
 
     batch_size: samples of a batch of this rank. transform: `mae()`, `multi_view(…)`, `evaluation()`, any `Views`; a
     function of (image: (H, W, C) uint8 or uint16, rng: np.random.Generator); None gives images as stored, of one size.
     columns: see `Columns`. threads: that read and decode (default: a core each). shuffle: False gives the order of the
     set. remainder: of samples that fill no batch of all ranks: "drop" (default with shuffle), "pad" (default without),
-    "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes. prefetch: batches
+    "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of so many bytes together, which of a remote
+    set are 4 GB by default, the next fetched while one is used; the cache must have room for two. prefetch: batches
     that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch ends in an error.
     """
 
     def __init__(
         self,
-        source: str | Path | Sequence[str | Path],
+        source: Source,
         batch_size: int,
         *,
         seed: int = 0,
@@ -90,8 +103,10 @@ class Loader:
         block_bytes: int | None = None,
         prefetch: int = 2,
         max_bad_share: float = 0.01,
+        overlay: str | Path | Overlay | Sequence[str | Path | Overlay] = (),
+        cache: Cache | str | Path | None = None,
     ) -> None:
-        self.tars = opened(source)
+        self.tars = opened(source, cache)
         if not len(self.tars):
             raise ShardError(f"{source}: no samples")
         self.batch_size, self.seed, self.shuffle, self.prefetch = batch_size, seed, shuffle, max(prefetch, 1)
@@ -99,27 +114,23 @@ class Loader:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = Device(device)
         self.remainder: Remainder = remainder or ("drop" if shuffle else "pad")
-        self.block = None if block_bytes is None else self.samples_in(block_bytes)
-        self.transform = Pictures.of(transform, self.tars)
+        self.live = Live(self.tars, overlays_of(overlay))
+        self.block = check_room(self.tars, self.live.sizes, block_bytes, shuffle)
+        self.transform = Pictures.of(transform, self.tars, self.live)
         self.columns = Columns(columns, classes, self.transform.views, self.tars)
-        self.most_bad = max(int(max_bad_share * len(self.tars)), 1)
+        self.most_bad = max(int(max_bad_share * len(self.live)), 1)
         self.decoder, self.buffers = Decoder(), Buffers(self.device.cuda)
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
         self.schedule(0)  # tells what is wrong with its numbers
 
-    def samples_in(self, size_bytes: int) -> int:
-        """How many samples lie in so many bytes, on average."""
-        whole = sum(shard.size_bytes for shard in self.tars.shards)
-        return max(size_bytes * len(self.tars) // max(whole, 1), 1)
-
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on all ranks."""
         return len(self.schedule(0))
 
     def schedule(self, start: int) -> Schedule:
-        return Schedule(len(self.tars), self.batch_size, self.rank, self.world_size, start, self.remainder)
+        return Schedule(len(self.live), self.batch_size, self.rank, self.world_size, start, self.remainder)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration gives. One that a state was loaded for goes on where that was."""
@@ -127,10 +138,15 @@ class Loader:
             self.epoch, self.position = epoch, 0
             self._handed = None
 
-    def order(self, epoch: int) -> Order | InTurn:
+    def order(self, epoch: int) -> Picked:
         if not self.shuffle:
-            return InTurn(len(self.tars), self.seed, epoch)
-        return Order(self.tars.sizes, self.seed, epoch, self.block)
+            return Picked(InTurn(len(self.live), self.seed, epoch), self.live)
+        costs = read_bytes(self.tars, self.live.sizes)
+        return Picked(Order(self.live.sizes, self.seed, epoch, self.block, costs), self.live)
+
+    def shuffle_score(self, batches: int = 1000) -> float:
+        """How often two samples of a batch are of one shard, as a ratio to chance: 1 is as good as chance."""
+        return score(self.order(self.epoch).order, self.live.sizes, self.batch_size, batches)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
@@ -142,6 +158,7 @@ class Loader:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from a position on. Does not move the loader's own."""
         order, schedule = self.order(epoch), self.schedule(start)
+        ahead = Ahead(self.tars, order)
         maker = self.maker(order)
         waiting: deque[tuple[Slots, list[Future[None]]]] = deque()
         bad: set[int] = set()
@@ -150,6 +167,7 @@ class Loader:
         try:
             for number in range(len(schedule) + self.prefetch):
                 if number < len(schedule):
+                    ahead.at(schedule.end(number - self.prefetch - 1), schedule.end(number) - 1)
                     slots = self.slots(maker, schedule.positions(number))
                     lows = range(0, self.batch_size, chunk)
                     made = [pool.submit(maker.fill, slots, n, min(n + chunk, self.batch_size)) for n in lows]
@@ -162,6 +180,7 @@ class Loader:
                         raise too_many([*self.told.replaced, *slots.bad], self.most_bad)
                     yield self.finished(maker, slots, epoch, schedule.end(number - self.prefetch))
         finally:
+            ahead.close()
             if not sys.is_finalizing():  # then the threads have ended already
                 pool.shutdown(cancel_futures=True)
 
@@ -171,7 +190,7 @@ class Loader:
             one.result()
         self.told.seconds["wait"] += time.perf_counter() - began
 
-    def maker(self, order: Order | InTurn) -> Maker:
+    def maker(self, order: Picked) -> Maker:
         """What makes the samples of an epoch."""
         views, numbers, function = self.transform
         bands, levels = self.kind(order) if views else (0, "uint8")
@@ -183,7 +202,7 @@ class Loader:
         kind = (bands, levels, dtype) if views else None
         return Maker(self.tars, order, views, made, scale, function, columns, self.decoder, kind, self.most_bad)
 
-    def kind(self, order: Order | InTurn) -> tuple[int, str]:
+    def kind(self, order: Picked) -> tuple[int, str]:
         """Bands and dtype of the set's images: of the first that can be read."""
         bad: list[Bad] = []
         for row in order.at(0, min(self.most_bad + 1, order.samples)):
@@ -223,7 +242,7 @@ class Loader:
             images = [self.device.put(together(slots.images), LEVELS)]
         self.device.ready(images)
         rows = np.maximum(slots.rows, 0)
-        ids = np.where(there, self.tars.column["id"][rows], -1)
+        ids = np.where(there, self.tars.ids(rows), -1)
         keys = [key if real else "" for key, real in zip(self.tars.keys(rows), there.tolist(), strict=True)]
         columns = self.columns.together(slots.columns) if self.columns.names else {}
         self.count(slots, int(there.sum()), time.perf_counter() - began)
@@ -252,7 +271,8 @@ class Loader:
 
     def about(self) -> dict[str, Any]:
         """What the order depends on, apart from seed and epoch."""
-        return {"index": self.tars.digest, "samples": len(self.tars), "shuffle": self.shuffle, "block": self.block}
+        place = {"index": self.tars.digest, "overlay": self.live.digests, "samples": len(self.live)}
+        return {**place, "shuffle": self.shuffle, "block": self.block}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: just behind the last batch that it gave, on any number of ranks."""

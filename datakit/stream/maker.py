@@ -14,7 +14,7 @@ from ..errors import ShardError
 from . import augment
 from .augment import Crop, Scaled, View
 from .decode import Decoder, Levels, Unreadable
-from .order import InTurn, Order
+from .overlay import Picked
 from .tars import Tars
 
 Function = Callable[[Levels, np.random.Generator], Any]
@@ -55,7 +55,7 @@ class Maker:
     """Makes the samples of one epoch."""
 
     tars: Tars
-    order: Order | InTurn
+    order: Picked
     views: tuple[View, ...]
     made: Scaled  # what threads make of levels
     scale: Scaled  # what levels become in the end
@@ -128,7 +128,7 @@ class Maker:
         return crops
 
     def bad(self, row: int, reason: str, detail: str) -> Bad:
-        key = self.tars.table.column("key")[row].as_py()
+        (key,) = self.tars.keys(np.array([row]))
         return Bad(row, key, self.tars.shard_of(row).name, reason, detail)
 
 
