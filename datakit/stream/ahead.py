@@ -1,4 +1,4 @@
-"""Shards of a store are fetched a block ahead of their use, and held no longer than that."""
+"""Shards of a store are fetched a block ahead of their use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Ahead:
 
     def __init__(self, tars: Tars, order: Picked) -> None:
         self.tars = tars
-        self.far = is_far(tars)
         self.live = order.live.sizes
         blocks = getattr(order.order, "blocks", None)
         if blocks is not None:
@@ -33,24 +32,20 @@ class Ahead:
         else:  # shard by shard
             self.begins = np.concatenate([[0], np.cumsum(self.live)])
             self.cuts, self.shards = list(range(len(self.begins))), np.arange(len(self.live))
-        self.window = 0, 0  # blocks, and the end, that are held or asked for
+        self.until = 0  # blocks before it were asked for
         self.stop = threading.Event()
-        self.pool = ThreadPoolExecutor(FETCHERS, "datakit-ahead") if self.far else None
+        self.pool = ThreadPoolExecutor(FETCHERS, "datakit-ahead") if is_far(tars) else None
 
-    def at(self, low: int, high: int) -> None:
-        """Positions from low to high are read."""
+    def at(self, position: int) -> None:
+        """A position is read soon."""
         if self.pool is None:
             return
-        first, last = (int(np.searchsorted(self.begins, max(at, 0), "right")) - 1 for at in (low, high))
-        begin, end = self.window
-        wanted = first, min(last + 2, len(self.cuts) - 1)
-        if wanted == (begin, end):
-            return
-        self.window = wanted
-        self.tars.let_go([shard for block in range(*wanted) for shard in self.of(block)])
-        for block in range(max(end, first), wanted[1]):
-            for shard in self.of(block):
+        block = int(np.searchsorted(self.begins, position, "right")) - 1
+        until = min(block + 2, len(self.cuts) - 1)
+        for ahead in range(max(self.until, block), until):
+            for shard in self.of(ahead):
                 self.pool.submit(self.fetch, shard)
+        self.until = until
 
     def of(self, block: int) -> list[int]:
         """Shards of a block that have live samples."""
@@ -67,8 +62,6 @@ class Ahead:
         self.stop.set()
         if self.pool is not None and not sys.is_finalizing():
             self.pool.shutdown(wait=False, cancel_futures=True)
-        if self.far:
-            self.tars.let_go()
 
 
 def is_far(tars: Tars) -> bool:
@@ -89,6 +82,7 @@ def check_room(tars: Tars, sizes: NDArray[np.int64], block_bytes: int | None, sh
     block = BLOCK_BYTES if block_bytes is None else block_bytes
     costs = read_bytes(tars, sizes)
     need = min(2 * max(block if shuffle else 0, int(costs.max())), int(costs.sum()))
+    need += sum(part.table.nbytes for _, _, part in tars.parts if part.cache is not None)  # held as long as it is open
     if need > tars.cache.most_bytes:
         raise RecipeError(
             f"block_bytes: {block:,}: the cache {tars.cache.folder} may have {tars.cache.most_bytes:,} bytes, and "

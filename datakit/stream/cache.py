@@ -2,8 +2,9 @@
 
 What is fetched has a name of its own and, from the beginning, the size of the whole: it counts at once. It gets the
 file's name when all of it is there and is what it must be; what a process that was killed left is removed by the next
-that needs room. Who reads a file holds a shared lock on it, which ends with the process. What nobody holds is removed,
-longest unused first, where a file needs room. All locks are flock's: no names in shared memory, none to clean up.
+that needs room. Who reads a sample holds a shared lock on its file, and no longer than that: processes that wait for
+each other elsewhere never keep others from room. What nobody holds is removed, longest unused first, where a file needs
+room. All locks are flock's, and end with their processes: no names in shared memory, none to clean up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ KNOWN = "known-"  # before the name of a note of what servers told
 LOCKS = "locks"  # a folder; a file there locks all names whose digests begin alike
 WAIT_S = 600.0  # for room that others hold
 PAUSE_S = 0.2  # between looks for it
+TOUCHED_S = 1.0  # a file that was used so long ago is marked as used again
 _UNREACHED = {errno.ETIMEDOUT, errno.EPERM}  # the network is down, or there are no keys where there is none
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -111,11 +113,8 @@ class Cache:
                     found.append((info.st_mtime_ns, info.st_size, Path(entry.path)))
         return found
 
-    def open(self, file: File, let_go: Callable[[], None] = lambda: None) -> Handle:
-        """The file, held. It is fetched if it is not there. ShardError names the URL where that is not possible.
-
-        let_go: is called where there is no room, before it is waited for: files that the caller holds may make it.
-        """
+    def open(self, file: File) -> Handle:
+        """The file, held. It is fetched if it is not there. ShardError names the URL where that is not possible."""
         begin = time.monotonic()
         while True:
             handle = self._held(file)
@@ -129,7 +128,6 @@ class Cache:
                     f"{file.url}: no room for it within {WAIT_S:.0f} s: all of the {self.used_bytes():,} bytes in the "
                     f"cache {self.folder} are in use, {self.most_bytes:,} may be. Give it more, or another folder"
                 )
-            let_go()
             time.sleep(PAUSE_S)
 
     def fetch(self, file: File, stop: threading.Event) -> None:
@@ -177,8 +175,9 @@ class Cache:
         if info.st_nlink and info.st_size != file.size_bytes:
             self.remove(file)
         elif info.st_nlink:  # else it was removed meanwhile
-            with contextlib.suppress(PermissionError):  # a cache of another user
-                os.utime(handle.number)
+            if time.time() - info.st_mtime > TOUCHED_S:
+                with contextlib.suppress(OSError):  # a cache of another user
+                    os.utime(handle.number)
             return handle
         return None
 

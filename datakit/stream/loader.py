@@ -167,7 +167,7 @@ class Loader:
         try:
             for number in range(len(schedule) + self.prefetch):
                 if number < len(schedule):
-                    ahead.at(schedule.end(number - self.prefetch - 1), schedule.end(number) - 1)
+                    ahead.at(schedule.end(number) - 1)
                     slots = self.slots(maker, schedule.positions(number))
                     lows = range(0, self.batch_size, chunk)
                     made = [pool.submit(maker.fill, slots, n, min(n + chunk, self.batch_size)) for n in lows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,6 @@ class Mixed(Tars):
         self.images = tuple(dict.fromkeys(member for tars in self.sets for member in tars.images))
         self.digest = digest(*(tars.digest for tars in self.sets))
         self.cache = next((tars.cache for tars in self.sets if tars.cache is not None), None)
-        self.kept, self.lock = OrderedDict(), threading.Lock()
-        for _, _, tars in self.parts:
-            tars.kept, tars.lock = self.kept, self.lock  # one may let go what another holds
 
     def __len__(self) -> int:
         return int(self.starts[-1])

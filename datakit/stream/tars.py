@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .cache import Cache, File, Handle
 
 HEADER = 512  # bytes before a member's payload
 NAME = 100  # bytes of a name in a header; longer ones stand elsewhere
-OPEN = 256  # tars that are kept open
+OPEN = 64  # tars that a thread keeps open
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2")  # suffixes, the first there is
 _SIZE = re.compile(rb"[ ]*([0-7]+)[ \0]*")
 
@@ -62,8 +62,7 @@ class Tars:
             raise ShardError(f"{folder}: the index has {table.num_rows} rows for {self.sizes.sum()} samples of shards")
         numbers = ["id", "shard", *(f"{m}_{what}" for m in self.members for what in ("offset", "bytes"))]
         self.column = {name: _numpy(table, name) for name in numbers}
-        self.kept: OrderedDict[Root, Handle] = OrderedDict()
-        self.lock = threading.Lock()  # of what is kept
+        self.opened = threading.local()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -121,34 +120,26 @@ class Tars:
         if self.cache is not None and isinstance(shard.path, Remote):
             self.cache.fetch(file_of(shard), stop)
 
-    def let_go(self, but: Collection[int] = ()) -> None:
-        """Hold no shard any more but these."""
-        kept = {self.shards[number].path for number in but}
-        with self.lock:
-            for path in [path for path in self.kept if path not in kept]:
-                del self.kept[path]
-
     def _handle(self, shard: Shard) -> Handle:
-        """An open tar. It stays open as long as its reader has it, whatever others let go."""
-        with self.lock:
-            handle = self.kept.get(shard.path)
-            if handle is not None:
-                self.kept.move_to_end(shard.path)
-                return handle
-        handle = self._open(shard)
-        with self.lock:
-            self.kept[shard.path] = handle
-            if len(self.kept) > OPEN:
-                self.kept.popitem(last=False)
-        return handle
-
-    def _open(self, shard: Shard) -> Handle:
+        """An open tar: of a disk each thread has its own, so that none is closed under another's hands."""
         if isinstance(shard.path, Remote):
             if self.cache is None:
                 raise ShardError(f"{shard.path}: an index on a disk of tars in a store: give the index's URL")
-            return self.cache.open(file_of(shard), self.let_go)
+            return self.cache.open(file_of(shard))
+        kept: OrderedDict[Root, Handle] | None = getattr(self.opened, "kept", None)
+        if kept is None:
+            kept = self.opened.kept = OrderedDict()
+        handle = kept.pop(shard.path, None)
+        if handle is None:
+            handle = self._open(shard, shard.path)
+            if len(kept) >= OPEN:
+                kept.popitem(last=False)
+        kept[shard.path] = handle
+        return handle
+
+    def _open(self, shard: Shard, path: Path) -> Handle:
         try:
-            handle = Handle(os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC))
+            handle = Handle(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise ShardError(f"{shard.path} is not there: the index names it") from None
         size = os.fstat(handle.number).st_size
