@@ -39,6 +39,7 @@ def add(verbs: Verbs) -> None:
     replay.add_argument("--epoch", type=int, metavar="N", help="default: the state's")
     replay.add_argument("--step", type=int, metavar="N", help="from 0 (default: the last before the state)")
     replay.add_argument("--batch", type=int, metavar="N", help="samples of a step on all ranks (default: the state's)")
+    replay.add_argument("--overlay", action="append", default=[], type=Path, metavar="FILE", help="as it was read with")
     replay.set_defaults(run=run_replay)
 
 
@@ -94,7 +95,7 @@ def run_replay(args: argparse.Namespace) -> int:
 
     source = args.source[0] if len(args.source) == 1 else args.source
     try:
-        for line in keys_of_step(state_of(args.state), source, args.epoch, args.step, args.batch):
+        for line in keys_of_step(state_of(args.state), source, args.epoch, args.step, args.batch, args.overlay):
             print(json.dumps(line))
     except ValueError as exc:
         raise RecipeError(str(exc)) from None

@@ -113,7 +113,7 @@ def test_a_few_positions_of_very_many_cost_little() -> None:
 def test_positions_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="positions 5 to 11: this epoch has 10"):
         positions([10], 0, 0, 5, 6)
-    with pytest.raises(ValueError, match="give the samples that a block may have"):
+    with pytest.raises(ValueError, match="give what a block may have"):
         Order([10], 0, 0, block=0)
     with pytest.raises(ValueError, match="less than no sample"):
         Order([10, -1], 0, 0)

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment import View, Views, evaluation, mae, multi_view
     from .batch import Batch
+    from .cache import Cache
     from .conventions import OrderSampler, ShardDataset, pipeline
     from .loader import Loader, Report
+    from .mix import Mix
+    from .overlay import Overlay
 
 __all__ = [
     "Batch",
+    "Cache",
     "Loader",
+    "Mix",
     "OrderSampler",
+    "Overlay",
     "Report",
     "ShardDataset",
     "View",
@@ -27,8 +33,17 @@ __all__ = [
     "multi_view",
     "pipeline",
 ]
-_HOMES = {"Batch": "batch", "Loader": "loader", "Report": "loader"}
-_HOMES |= dict.fromkeys(("OrderSampler", "ShardDataset", "pipeline"), "conventions")
+_HOMES = {
+    "Batch": "batch",
+    "Cache": "cache",
+    "Loader": "loader",
+    "Mix": "mix",
+    "OrderSampler": "conventions",
+    "Overlay": "overlay",
+    "Report": "loader",
+    "ShardDataset": "conventions",
+    "pipeline": "conventions",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ import webdataset
 from torch.utils.data import Dataset, Sampler
 
 from .device import ranks
-from .loader import Loader, Source
+from .loader import Loader
 from .schedule import Remainder, Schedule
-from .tars import opened
+from .source import Source, opened
 
 
 class Place(NamedTuple):

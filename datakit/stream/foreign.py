@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,9 @@ import pyarrow as pa
 
 from .. import disk, index
 from ..errors import ShardError, SourceError
+from ..remote import Facts, Remote
 from ..sample import digest, key_id
+from .cache import Cache, File, user_folder
 from .tars import Tars
 
 Member = tuple[str, str, int, int]  # key, suffix, offset, size
@@ -36,7 +37,7 @@ def indexed(paths: Sequence[Path]) -> Tars:
     """Tars with their index, from the user's cache if these very files (path, size, time) were indexed before."""
     tars = [path.absolute() for path in tars_of(paths)]
     facts = [(str(path), str((info := path.stat()).st_size), str(info.st_mtime_ns)) for path in tars]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datakit" / "indexes"
+    folder = user_folder() / "indexes"
     path = folder / f"{digest('foreign', *(text for fact in facts for text in fact))}.arrow"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +53,35 @@ def write(tars: Sequence[Path], path: Path, folder: Path | None = None) -> int:
     tables: list[pa.Table] = []
     shards = []
     for number, tar in enumerate(tars):
-        tables.append(_table(tar, number))
+        tables.append(_table(tar, number, tar.stem))
         name = str(tar.relative_to(folder)) if folder and tar.is_relative_to(folder) else str(tar.absolute())
         shards.append({"name": name, "samples": tables[-1].num_rows, "bytes": tar.stat().st_size})
+    return _write(tables, shards, path)
+
+
+def indexed_in(cache: Cache, found: dict[str, Facts]) -> Tars:
+    """Tars of a store with their index, by URL: those that were not indexed before are fetched one after another."""
+    said = (text for url, facts in found.items() for text in (url, str(facts.size_bytes), facts.stamp))
+    folder = user_folder() / "indexes"
+    path = folder / f"{digest('foreign', *said)}.arrow"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        tables, shards = [], []
+        for number, (url, facts) in enumerate(found.items()):
+            file = File(Remote(url), facts.size_bytes, stamp=facts.stamp)
+            held = cache.open(file)
+            try:
+                tables.append(_table(cache.path(file), number, url.rpartition("/")[2].removesuffix(".tar")))
+            except ShardError as exc:
+                raise ShardError(f"{url}: {exc}") from None
+            del held
+            told = {"bytes": facts.size_bytes, "stamp": facts.stamp}
+            shards.append({"name": url, "samples": tables[-1].num_rows, **told})
+        _write(tables, shards, path)
+    return Tars(index.load(path), folder, cache)
+
+
+def _write(tables: Sequence[pa.Table], shards: Sequence[dict[str, Any]], path: Path) -> int:
     wanted = index.schema(
         tuple(sorted({name[:-6] for table in tables for name in table.column_names[3:] if name.endswith("_bytes")}))
     )
@@ -64,8 +91,8 @@ def write(tars: Sequence[Path], path: Path, folder: Path | None = None) -> int:
     return int(table.num_rows)
 
 
-def _table(tar: Path, number: int) -> pa.Table:
-    """The samples of a tar: key, id, shard, and the places of the members that there are."""
+def _table(tar: Path, number: int, stem: str) -> pa.Table:
+    """The samples of a tar: key, id, shard, and the places of the members that there are. stem: of its own name."""
     keys: list[str] = []
     places: dict[str, tuple[array[int], array[int]]] = {}
     for key, members in samples_of(tar):
@@ -79,7 +106,7 @@ def _table(tar: Path, number: int) -> pa.Table:
             if len(offsets) < len(keys):
                 offsets.append(-1)
                 sizes.append(0)
-    ids = pa.array((key_id(f"{tar.stem}/{key}") for key in keys), pa.int64())
+    ids = pa.array((key_id(f"{stem}/{key}") for key in keys), pa.int64())
     columns = {
         "key": pa.array(keys, pa.large_string()),
         "id": ids,

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,22 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import RecipeError, ShardError
+from .ahead import Ahead, check_room, read_bytes
 from .augment import LEVELS, View, Views
 from .batch import Batch, Buffers
+from .cache import Cache
 from .columns import Columns
 from .decode import Decoder, Unreadable
 from .device import Device, ranks, together
 from .maker import STAGES, Bad, Function, Maker, Slots, too_many
-from .normalise import MeanStd, mean_std, scaled
-from .order import InTurn, Order
-from .repeats import Ahead, Repeated
+from .normalise import Counts, MeanStd, mean_std, scaled
+from .order import InTurn, Order, score
+from .overlay import Live, Overlay, Picked, overlays_of
+from .repeats import Repeated, Shared
 from .schedule import Remainder, Schedule
-from .tars import Tars, opened
+from .source import Source, opened
+from .tars import Tars
 
-Source = str | Path | Sequence[str | Path]
 CHUNK = 8  # samples that a thread makes at a time, at most
 FORMAT = 1  # of the state
 
@@ -48,27 +52,35 @@ class Report:
 
 
 def pictures(
-    transform: Views | Function | None, tars: Tars
+    transform: Views | Function | None, tars: Tars, live: Live
 ) -> tuple[tuple[View, ...], MeanStd | None, Function | None]:
     """What is made of an image: views, normalised by these numbers; else what a function gives, or the image itself."""
     if isinstance(transform, Views):
-        return transform.views, mean_std(transform.normalise, tars.folder / "samples.parquet"), None
+
+        def samples() -> list[tuple[Path, Counts]]:
+            return [(part.beside("samples.parquet"), partial(live.counts, start)) for start, _, part in tars.parts]
+
+        return transform.views, mean_std(transform.normalise, samples), None
     if transform is not None and not callable(transform):
         raise RecipeError(f"transform: {transform!r}: Views, as mae() gives, a function of (image, rng), or None")
     return (), None, transform
 
 
 class Loader:
-    """Batches of the samples in `source`: a build's folder, an index, or WebDataset tars. Iterating gives one epoch.
+    """Batches of the samples in `source`: a build's folder, an index, WebDataset tars, or a `Mix` of such.
+
+    Iterating gives one epoch. What is given by URL is fetched into `cache`, a `Cache` or its folder. overlay: files
+    that drop, keep, weight or split samples, see `Overlay`.
 
     batch_size: samples of a batch of this rank. transform: `mae()`, `multi_view(…)`, `evaluation()`, any `Views`; a
     function of (image: (H, W, C) uint8 or uint16, rng: np.random.Generator); None gives images as stored, of one size.
     columns, classes: see `Columns`. threads: that read and decode (default: a core each). shuffle: False gives the
     order of the set. remainder: of samples that fill no batch of all ranks: "drop" (default with shuffle), "pad"
-    (default without), "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of about so many bytes;
-    block: of so many samples. repeats: crops that an epoch has of each image, decoded once, spread over repeat_window
-    batches, see `repeats`. prefetch: batches that are made while one is used. max_bad_share: of the samples; if more
-    cannot be used, the epoch ends in an error.
+    (default without), "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of so many bytes together,
+    which of a remote set are 4 GB by default, the next fetched while one is used; the cache must have room for two.
+    repeats: crops that an epoch has of each image, decoded once, spread over repeat_window batches, see `repeats`.
+    prefetch: batches that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch
+    ends in an error.
     """
 
     def __init__(
@@ -87,13 +99,14 @@ class Loader:
         shuffle: bool = True,
         remainder: Remainder | None = None,
         block_bytes: int | None = None,
-        block: int | None = None,
         repeats: int = 1,
         repeat_window: int = 64,
         prefetch: int = 2,
         max_bad_share: float = 0.01,
+        overlay: str | Path | Overlay | Sequence[str | Path | Overlay] = (),
+        cache: Cache | str | Path | None = None,
     ) -> None:
-        self.tars = opened(source)
+        self.tars = opened(source, cache)
         if not len(self.tars):
             raise ShardError(f"{source}: no samples")
         self.batch_size, self.seed, self.shuffle, self.prefetch = batch_size, seed, shuffle, max(prefetch, 1)
@@ -101,10 +114,11 @@ class Loader:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = Device(device)
         self.remainder: Remainder = remainder or ("drop" if shuffle else "pad")
-        self.block = block if block_bytes is None else self.samples_in(block_bytes)
-        self.views, self.numbers, self.function = pictures(transform, self.tars)
+        self.live = Live(self.tars, overlays_of(overlay))
+        self.block = check_room(self.tars, self.live.sizes, block_bytes, shuffle)
+        self.views, self.numbers, self.function = pictures(transform, self.tars, self.live)
         self.columns = Columns(columns, classes, self.views, self.tars)
-        self.most_bad = max(int(max_bad_share * len(self.tars)), 1)
+        self.most_bad = max(int(max_bad_share * len(self.live)), 1)
         self.repeats = repeats
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
         self.decoder, self.buffers = Decoder(), Buffers(self.device.cuda)
@@ -115,11 +129,6 @@ class Loader:
         self._kind: tuple[int, str] | None = None
         self.schedule(0)  # tells what is wrong with its numbers
 
-    def samples_in(self, size_bytes: int) -> int:
-        """How many samples lie in so many bytes, on average."""
-        whole = sum(shard.size_bytes for shard in self.tars.shards)
-        return max(size_bytes * len(self.tars) // max(whole, 1), 1)
-
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on all ranks."""
         return len(self.schedule(0))
@@ -127,7 +136,7 @@ class Loader:
     @property
     def samples(self) -> int:
         """Positions of an epoch."""
-        return len(self.tars) * self.repeats
+        return len(self.live) * self.repeats
 
     def schedule(self, start: int) -> Schedule:
         return Schedule(self.samples, self.batch_size, self.rank, self.world_size, start, self.remainder)
@@ -138,11 +147,20 @@ class Loader:
             self.epoch, self.position = epoch, 0
             self._handed = None
 
-    def order(self, epoch: int) -> Order | InTurn | Repeated:
-        sizes = self.tars.sizes
-        order = Order(sizes, self.seed, epoch, self.block) if self.shuffle else InTurn(sizes.sum(), self.seed, epoch)
-        slots, batches = self.window
+    def picked(self, epoch: int) -> Picked:
+        """The order of an epoch in which no sample is repeated."""
+        if not self.shuffle:
+            return Picked(InTurn(len(self.live), self.seed, epoch), self.live)
+        costs = read_bytes(self.tars, self.live.sizes)
+        return Picked(Order(self.live.sizes, self.seed, epoch, self.block, costs), self.live)
+
+    def order(self, epoch: int) -> Picked | Repeated:
+        order, (slots, batches) = self.picked(epoch), self.window
         return order if self.repeats == 1 else Repeated(order, self.repeats, slots * batches, slots)
+
+    def shuffle_score(self, batches: int = 1000) -> float:
+        """How often two samples of a batch are of one shard, as a ratio to chance: 1 is as good as chance."""
+        return score(self.picked(self.epoch).order, self.live.sizes, self.batch_size, batches)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
@@ -154,6 +172,7 @@ class Loader:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from a position on. Does not move the loader's own."""
         order, schedule = self.order(epoch), self.schedule(start)
+        ahead = Ahead(self.tars, self.picked(epoch))
         maker = self.maker(order, schedule)
         waiting: deque[tuple[Slots, list[Future[None]]]] = deque()
         bad: set[int] = set()
@@ -162,6 +181,7 @@ class Loader:
         try:
             for number in range(len(schedule) + self.prefetch):
                 if number < len(schedule):
+                    ahead.at((schedule.end(number) - 1) // self.repeats)
                     slots = self.slots(maker, schedule.positions(number))
                     lows = range(0, self.batch_size, chunk)
                     made = [pool.submit(maker.fill, slots, n, min(n + chunk, self.batch_size)) for n in lows]
@@ -174,13 +194,15 @@ class Loader:
                         raise too_many([*self.told.replaced, *slots.bad], self.most_bad)
                     yield self.finished(maker, slots, epoch, schedule.end(number - self.prefetch))
         finally:
+            ahead.close()
             if not sys.is_finalizing():  # then the threads have ended already
                 pool.shutdown(cancel_futures=True)
 
     def one(self, epoch: int, position: int, in_turn: bool = False) -> Batch:
         """The batch of one position, made here; in_turn: of the set's order, without shuffling."""
         if (epoch, in_turn) != self._one[:2]:
-            order = InTurn(len(self.tars), self.seed, epoch) if in_turn else self.order(epoch)
+            in_its_turn = Picked(InTurn(len(self.live), self.seed, epoch), self.live)
+            order = in_its_turn if in_turn else self.order(epoch)
             self._one = epoch, in_turn, self.maker(order, None)
         slots = self.slots(self._one[2], np.array([position], np.int64))
         self._one[2].fill(slots, 0, 1)
@@ -192,7 +214,7 @@ class Loader:
             one.result()
         self.told.seconds["wait"] += time.perf_counter() - began
 
-    def maker(self, order: Order | InTurn | Repeated, schedule: Schedule | None) -> Maker:
+    def maker(self, order: Picked | Repeated, schedule: Schedule | None) -> Maker:
         """What makes the samples of an epoch."""
         views = self.views
         bands, levels = self.kind(order) if views else (0, "uint8")
@@ -202,12 +224,12 @@ class Loader:
             scale.of(bands)  # tells where there are other bands than means
         columns = self.columns if self.columns.names else None
         kind = (bands, levels, dtype) if views else None
-        ahead = Ahead(order, schedule.has) if schedule and isinstance(order, Repeated) else None
+        shared = Shared(order, schedule.has) if schedule and isinstance(order, Repeated) else None
         return Maker(
-            self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, ahead
+            self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, shared
         )
 
-    def kind(self, order: Order | InTurn | Repeated) -> tuple[int, str]:
+    def kind(self, order: Picked | Repeated) -> tuple[int, str]:
         """Bands and dtype of the set's images: of the first that can be read."""
         bad: list[Bad] = []
         for position in range(min(self.most_bad + 1, order.samples)):
@@ -252,7 +274,7 @@ class Loader:
             images = [self.device.put(together(slots.images), LEVELS)]
         self.device.ready(images)
         rows = np.maximum(slots.rows, 0)
-        ids = np.where(there, self.tars.column["id"][rows], -1)
+        ids = np.where(there, self.tars.ids(rows), -1)
         keys = [key if real else "" for key, real in zip(self.tars.keys(rows), there.tolist(), strict=True)]
         columns = self.columns.together(slots.columns) if self.columns.names else {}
         self.count(slots, int(there.sum()), time.perf_counter() - began)
@@ -281,13 +303,8 @@ class Loader:
 
     def about(self) -> dict[str, Any]:
         """What the order depends on, apart from seed and epoch."""
-        return {
-            "index": self.tars.digest,
-            "samples": len(self.tars),
-            "shuffle": self.shuffle,
-            "block": self.block,
-            "repeats": self.repeats,
-        }
+        place = {"index": self.tars.digest, "overlay": self.live.digests, "samples": len(self.live)}
+        return {**place, "shuffle": self.shuffle, "block": self.block, "repeats": self.repeats}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: just behind the last batch that it gave, on any number of ranks."""
@@ -300,7 +317,7 @@ class Loader:
     @staticmethod
     def options_of(state: dict[str, Any]) -> dict[str, Any]:
         """Options that give a loader the order of a state."""
-        return {"shuffle": state["shuffle"], "block": state["block"], "repeats": state["repeats"]}
+        return {"shuffle": state["shuffle"], "block_bytes": state["block"], "repeats": state["repeats"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another loader stood. ShardError tells what is not as it was there."""

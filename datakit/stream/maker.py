@@ -14,8 +14,8 @@ from ..errors import ShardError
 from . import augment
 from .augment import Crop, Scaled, View
 from .decode import Decoder, Levels, Unreadable
-from .order import InTurn, Order
-from .repeats import Ahead, Repeated
+from .overlay import Picked
+from .repeats import Repeated, Shared
 from .tars import Tars
 
 Function = Callable[[Levels, np.random.Generator], Any]
@@ -56,7 +56,7 @@ class Maker:
     """Makes the samples of one epoch."""
 
     tars: Tars
-    order: Order | InTurn | Repeated
+    order: Picked | Repeated
     views: tuple[View, ...]
     made: Scaled  # what threads make of levels
     scale: Scaled  # what levels become in the end
@@ -65,7 +65,7 @@ class Maker:
     decoder: Decoder
     kind: tuple[int, str, str] | None  # bands and dtype of all images, dtype of pixels; None: as they come
     most_bad: int
-    ahead: Ahead | None  # where samples are repeated
+    shared: Shared | None  # where samples are repeated
 
     def fill(self, slots: Slots, low: int, high: int) -> None:
         """Make the samples of slots low..high."""
@@ -148,16 +148,16 @@ class Maker:
 
     def make_ahead(self, position: int, row: int, levels: Levels) -> None:
         """Make what later positions show of this image, while it is there."""
-        if self.ahead is None or not self.views:
+        if self.shared is None or not self.views:
             return
-        positions = np.array(self.ahead.wanted(position, row), np.int64)
+        positions = np.array(self.shared.wanted(position, row), np.int64)
         for later, key in zip(positions.tolist(), augment.keys_of(positions, self.order.key), strict=True):
             pixels = [np.empty((levels.shape[2], view.size_px, view.size_px), levels.dtype) for view in self.views]
-            self.ahead.keep(later, (pixels, self.render(levels, key, pixels, augment.LEVELS), row))
+            self.shared.keep(later, (pixels, self.render(levels, key, pixels, augment.LEVELS), row))
 
     def made_before(self, slots: Slots, slot: int, row: int) -> list[Crop]:
         """Put what was made ahead into its slot; nothing if there is none."""
-        made = self.ahead and self.ahead.fetch(int(slots.positions[slot]))
+        made = self.shared and self.shared.fetch(int(slots.positions[slot]))
         if not made or made[2] != row:
             return []
         for pixels, levels in zip(slots.pixels, made[0], strict=True):
@@ -166,7 +166,7 @@ class Maker:
         return made[1]
 
     def bad(self, row: int, reason: str, detail: str) -> Bad:
-        key = self.tars.table.column("key")[row].as_py()
+        (key,) = self.tars.keys(np.array([row]))
         return Bad(row, key, self.tars.shard_of(row).name, reason, detail)
 
 

@@ -33,19 +33,26 @@ def positions(
 
 
 class Order:
-    """The order of one epoch. `samples`: how many there are."""
+    """The order of one epoch. `samples`: how many there are. costs: (S,) of shards, if `block` counts no samples."""
 
     def __init__(
-        self, sizes: NDArray[np.int64] | Sequence[int], seed: int, epoch: int, block: int | None = None
+        self,
+        sizes: NDArray[np.int64] | Sequence[int],
+        seed: int,
+        epoch: int,
+        block: int | None = None,
+        costs: NDArray[np.int64] | None = None,
     ) -> None:
         sizes = np.asarray(sizes, np.int64).reshape(-1)
         if sizes.size and sizes.min() < 0:
             raise ValueError("sizes: a shard cannot have less than no sample")
         if block is not None and block < 1:
-            raise ValueError(f"block: {block}: give the samples that a block may have, 1 at least")
+            raise ValueError(f"block: {block}: give what a block may have, 1 at least")
         self.key = key_of(seed, epoch)
         self.samples = int(sizes.sum())
-        self.blocks: _Blocks | None = None if block is None else _Blocks(sizes, self.key, block)
+        self.blocks: _Blocks | None = None
+        if block is not None:
+            self.blocks = _Blocks(sizes, self.key, block, sizes if costs is None else costs)
 
     def at(self, start: int, count: int) -> Positions:
         """The samples at positions start .. start + count."""
@@ -69,15 +76,17 @@ class InTurn:
 class _Blocks:
     """Shards in a keyed order, some after another in a block, whose samples are shuffled together."""
 
-    def __init__(self, sizes: NDArray[np.int64], key: int, block: int) -> None:
+    def __init__(self, sizes: NDArray[np.int64], key: int, block: int, costs: NDArray[np.int64]) -> None:
         self.key = key
         self.shards = permuted(np.arange(len(sizes), dtype=np.int64), len(sizes), key)
         self.first = np.concatenate([[0], np.cumsum(sizes)])[self.shards]  # sample of each of them
         self.ends = np.concatenate([[0], np.cumsum(sizes[self.shards])])  # positions where each begins, and the end
+        spent = np.concatenate([[0], np.cumsum(costs[self.shards])])
         begins = [0]
         while begins[-1] < len(sizes):
-            fits = int(np.searchsorted(self.ends, self.ends[begins[-1]] + block, "right")) - 1
+            fits = int(np.searchsorted(spent, spent[begins[-1]] + block, "right")) - 1
             begins.append(max(fits, begins[-1] + 1))
+        self.cuts = begins  # the first of the shards of each block, and the end
         self.begins = self.ends[begins]  # positions where each block begins, and the end
 
     def at(self, wanted: Positions) -> Positions:
@@ -90,6 +99,25 @@ class _Blocks:
             shard = np.searchsorted(self.ends, inside, "right") - 1
             found[here] = self.first[shard] + inside - self.ends[shard]
         return found
+
+
+def score(order: Order | InTurn, sizes: NDArray[np.int64], batch_size: int, batches: int = 1000) -> float:
+    """How often two samples of a batch are of one shard, over how often they would be if each was drawn by chance.
+
+    1 is as good as chance. Measured in so many batches of the epoch, evenly spread, or in all.
+    """
+    ends, samples = np.cumsum(sizes), int(sizes.sum())
+    size = min(batch_size, samples)
+    whole = samples // max(size, 1)
+    same = 0
+    taken = np.unique(np.linspace(0, whole - 1, min(batches, whole)).astype(np.int64)).tolist()
+    for number in taken:
+        shards = np.searchsorted(ends, order.at(number * size, size), "right")
+        _, counts = np.unique(shards, return_counts=True)
+        same += int((counts * (counts - 1)).sum())
+    chance = float((sizes * (sizes - 1.0)).sum()) / max(samples * (samples - 1.0), 1.0)
+    pairs = len(taken) * size * (size - 1)
+    return same / pairs / chance if pairs and chance else 1.0
 
 
 def key_of(seed: int, epoch: int) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..sample import mix64
 from .augment import Crop
 from .order import InTurn, Order, Positions, key_of, permuted
+from .overlay import Picked
 
 Made = tuple[list[NDArray[Any]], list[Crop], int]  # levels of each view, what they show, the sample
 
@@ -29,7 +30,7 @@ class Repeated:
     window: positions of a window; together: slots of the batches that it is laid out for, of all ranks.
     """
 
-    def __init__(self, base: Order | InTurn, repeats: int, window: int, together: int) -> None:
+    def __init__(self, base: Order | InTurn | Picked, repeats: int, window: int, together: int) -> None:
         if repeats < 2 or together < 1 or window % (repeats * together):
             raise ValueError(f"repeats: {repeats}, 2 at least; a window of {window} has none of {together} slots")
         self.base, self.repeats, self.window, self.together = base, repeats, window, together
@@ -72,7 +73,7 @@ class Repeated:
         return np.compress(rows[here] == rows[inside], here) + number * self.window
 
 
-class Ahead:
+class Shared:
     """Views that were made of an image while it was there, for later positions of its window."""
 
     def __init__(self, order: Repeated, mine: Callable[[int], bool]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ShardError
-from .loader import Loader, Source
+from .loader import Loader
+from .source import Source
 
 NAMES = ("loader", "dataloader", "train_loader", "datakit")  # under which checkpoints keep a state, most likely
 
@@ -28,14 +29,19 @@ def state_of(path: Path) -> dict[str, Any]:
 
 
 def keys_of_step(
-    state: dict[str, Any], source: Source, epoch: int | None = None, step: int | None = None, batch: int | None = None
+    state: dict[str, Any],
+    source: Source,
+    epoch: int | None = None,
+    step: int | None = None,
+    batch: int | None = None,
+    overlay: Sequence[str | Path] = (),
 ) -> Iterator[dict[str, Any]]:
     """Position, key, id and shard of each sample of a step, of all ranks together; those that were replaced, too.
 
     ValueError where the epoch has no such step.
     """
     together = batch or state["together"]
-    loader = Loader(source, together, rank=0, world_size=1, **Loader.options_of(state))
+    loader = Loader(source, together, rank=0, world_size=1, overlay=overlay, **Loader.options_of(state))
     loader.load_state_dict({**state, "mean": [], "std": []})
     order = loader.order(state["epoch"] if epoch is None else epoch)
     first = state["position"] - together if step is None else step * together
@@ -44,6 +50,6 @@ def keys_of_step(
             f"step {first // together}: this epoch has {-(-order.samples // together)} steps of {together}"
         )
     rows = order.at(first, min(together, order.samples - first))
-    ids = loader.tars.column["id"][rows].tolist()
+    ids = loader.tars.ids(rows).tolist()
     for n, (key, row) in enumerate(zip(loader.tars.keys(rows), rows.tolist(), strict=True)):
         yield {"position": first + n, "key": key, "id": ids[n], "shard": loader.tars.shard_of(row).name}

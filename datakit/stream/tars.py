@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .. import index
 from ..errors import ShardError
+from ..remote import Remote, Root, root_of
+from .cache import Cache, File, Handle
 
 HEADER = 512  # bytes before a member's payload
 NAME = 100  # bytes of a name in a header; longer ones stand elsewhere
@@ -34,20 +35,26 @@ class Shard:
     """A tar of a set."""
 
     name: str
-    path: Path
+    path: Root
     samples: int
     size_bytes: int
+    sha256: str = ""  # of a build's
+    stamp: str = ""  # of others in a store
 
 
 class Tars:
-    """Shards and their index, row for row. `digest`: of the index; `members`: suffixes of what samples have."""
+    """Shards and their index, row for row. `digest`: of the index; `members`: suffixes of what samples have.
 
-    def __init__(self, table: pa.Table, folder: Path) -> None:
+    cache: where tars of stores are fetched to. beside: where a file is that lies by the index, for reading.
+    """
+
+    def __init__(
+        self, table: pa.Table, folder: Root, cache: Cache | None = None, beside: Callable[[str], Path] | None = None
+    ) -> None:
         about = table.schema.metadata
         self.table, self.folder, self.digest = table, folder, about[b"digest"].decode()
-        self.shards = [
-            Shard(s["name"], folder / s["name"], s["samples"], s["bytes"]) for s in json.loads(about[b"shards"])
-        ]
+        self.shards = [shard_of(said, folder) for said in json.loads(about[b"shards"])]
+        self.cache, self.beside = cache, beside or (lambda name: Path(str(folder), name))
         self.sizes: NDArray[np.int64] = np.array([shard.samples for shard in self.shards], np.int64)
         self.members = tuple(name[: -len("_offset")] for name in table.column_names if name.endswith("_offset"))
         self.images = tuple(sorted({*self.members} & {*IMAGES}, key=IMAGES.index))
@@ -59,6 +66,15 @@ class Tars:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def parts(self) -> list[tuple[int, float, Tars]]:
+        """Sets that this one consists of: first row, weight, set."""
+        return [(0, 1.0, self)]
+
+    def ids(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.column["id"][rows]
+        return found
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         found: list[str] = self.table.column("key").take(pa.array(rows)).to_pylist()
@@ -85,7 +101,8 @@ class Tars:
         """
         offset, size = int(self.column[f"{member}_offset"][row]), int(self.column[f"{member}_bytes"][row])
         shard = self.shard_of(row)
-        block = os.pread(self._handle(shard), HEADER + size, offset - HEADER)
+        handle = self._handle(shard)
+        block = os.pread(handle.number, HEADER + size, offset - HEADER)
         said = _SIZE.match(block, 124, 136)
         if len(block) < HEADER + size:
             raise self._changed(shard, f"it ends at byte {offset - HEADER + len(block)}, within a sample")
@@ -97,22 +114,32 @@ class Tars:
             raise self._changed(shard, f"at byte {offset} lies {found.decode(errors='replace')}, not {name.decode()}")
         return block[HEADER:]
 
-    def _handle(self, shard: Shard) -> int:
-        """An open tar: each thread has its own, so that none is closed under another's hands."""
-        kept: OrderedDict[Path, Handle] | None = getattr(self.opened, "kept", None)
+    def fetch(self, number: int, stop: threading.Event) -> None:
+        """Bring a shard into the cache, unless someone does it already or there is no room."""
+        shard = self.shards[number]
+        if self.cache is not None and isinstance(shard.path, Remote):
+            self.cache.fetch(file_of(shard), stop)
+
+    def _handle(self, shard: Shard) -> Handle:
+        """An open tar: of a disk each thread has its own, so that none is closed under another's hands."""
+        if isinstance(shard.path, Remote):
+            if self.cache is None:
+                raise ShardError(f"{shard.path}: an index on a disk of tars in a store: give the index's URL")
+            return self.cache.open(file_of(shard))
+        kept: OrderedDict[Root, Handle] | None = getattr(self.opened, "kept", None)
         if kept is None:
             kept = self.opened.kept = OrderedDict()
         handle = kept.pop(shard.path, None)
         if handle is None:
-            handle = self._open(shard)
+            handle = self._open(shard, shard.path)
             if len(kept) >= OPEN:
                 kept.popitem(last=False)
         kept[shard.path] = handle
-        return handle.number
+        return handle
 
-    def _open(self, shard: Shard) -> Handle:
+    def _open(self, shard: Shard, path: Path) -> Handle:
         try:
-            handle = Handle(shard.path)
+            handle = Handle(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise ShardError(f"{shard.path} is not there: the index names it") from None
         size = os.fstat(handle.number).st_size
@@ -130,29 +157,16 @@ class Tars:
         raise TypeError("a set of tars is opened by each process for itself")
 
 
-class Handle:
-    """A file that is open as long as someone holds this."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+def shard_of(said: dict[str, Any], folder: Root) -> Shard:
+    """A shard as an index names it."""
+    known = {name: said[name] for name in ("sha256", "stamp") if name in said}
+    return Shard(said["name"], root_of(said["name"], folder), said["samples"], said["bytes"], **known)
 
 
-def opened(source: str | Path | Sequence[str | Path]) -> Tars:
-    """The set at `source`: a build's folder, an index, or tars, which are indexed first if they are not yet."""
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix == ".arrow":
-            return Tars(index.load(path), path.parent)
-        if (path / "index.arrow").is_file():
-            return Tars(index.load(path / "index.arrow"), path)
-        source = [path]
-    from .foreign import indexed
-
-    return indexed([Path(one) for one in source])
+def file_of(shard: Shard) -> File:
+    """A tar of a store, as it must be."""
+    assert isinstance(shard.path, Remote)
+    return File(shard.path, shard.size_bytes, shard.sha256, shard.stamp)
 
 
 def _numpy(table: pa.Table, name: str) -> NDArray[Any]:
