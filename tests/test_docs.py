@@ -146,3 +146,15 @@ def test_links_between_pages_lead_somewhere() -> None:
     for path in DOCS.glob("*.md"):
         for link in re.findall(r"\]\(([^):]+\.md)\)", path.read_text(encoding="utf-8")):
             assert (DOCS / link).is_file(), f"{path.name}: {link}"
+
+
+def test_the_page_on_loading_runs(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks of Python up to the sections on stores and overlays, on tars of the tests."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "rs").symlink_to(shards)
+    page, _, _ = (DOCS / "loading.md").read_text(encoding="utf-8").partition("## Remote shards")
+    found = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(found) == 3
+    for text in found:
+        exec(compile(text.replace("256", "4").replace("mae()", "mae(32)"), "loading.md", "exec"), {})
