@@ -43,7 +43,8 @@ def test_a_stall_is_named(shards: Path, stage: str) -> None:
     assert found.shares[stage] > 0.5
     assert sum(found.shares.values()) == pytest.approx(1)
     assert found.images_s > 0
-    assert str(found).count("\n") == 3
+    assert str(found).count("\n") == 4
+    assert 0.5 < found.score < 1.5
 
 
 def test_doctor_prints_it(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ class Diagnosis:
     """shares: of the time that a batch takes, of all threads together and of the caller, who copies.
 
     images_s: samples a second that the loader gives when nobody computes with them. busy: share of the cores in use.
+    score: see `Loader.shuffle_score`.
     """
 
     images_s: float
@@ -24,11 +25,13 @@ class Diagnosis:
     bottleneck: str
     advice: str
     busy: float
+    score: float
 
     def __str__(self) -> str:
         shares = "  ".join(f"{stage} {share:.0%}" for stage, share in self.shares.items())
         speed = f"{self.images_s:,.0f} images/s, {self.busy:.0%} of the cores busy"
-        return "\n".join((speed, shares, f"bottleneck: {self.bottleneck}", self.advice))
+        score = f"two samples of a batch are of one shard {self.score:.2f} times as often as by chance"
+        return "\n".join((speed, shares, score, f"bottleneck: {self.bottleneck}", self.advice))
 
 
 def diagnose(loader: Loader, seconds: float = 10.0, batches: int = 1000) -> Diagnosis:
@@ -51,7 +54,8 @@ def diagnose(loader: Loader, seconds: float = 10.0, batches: int = 1000) -> Diag
     bottleneck = "copy" if each["copy"] > threads else max(STAGES, key=lambda stage: each[stage])
     whole = sum(each.values()) or 1.0
     shares = {stage: value / whole for stage, value in each.items()}
-    return Diagnosis(samples / wall, shares, bottleneck, advice(loader, bottleneck, busy, cores), busy)
+    said = advice(loader, bottleneck, busy, cores)
+    return Diagnosis(samples / wall, shares, bottleneck, said, busy, loader.shuffle_score(100))
 
 
 def advice(loader: Loader, bottleneck: str, busy: float, cores: int) -> str:
