@@ -138,6 +138,8 @@ def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: 
     bands, rows, cols = out.shape[0], out.shape[1], out.shape[2]
     highest = _f32(65535 if image.itemsize == 2 else 255)
     across, across_count, across_weights = taps(width, cols, cubic)
+    if flip:
+        across, across_weights = across[::-1].copy(), across_weights[::-1].copy()
     down, down_count, down_weights = taps(height, rows, cubic)
     most = across_count.max()  # of all px alike: weights beyond are 0, and a loop of one length is guessed right
     for band in range(0, bands, BANDS):
@@ -148,12 +150,8 @@ def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: 
             _sum_rows(narrow, down, down_count, down_weights, o, line)
             for c in range(some):
                 to, m, s = out[band + c, o], mul[band + c], add[band + c]
-                if flip:
-                    for x in range(cols):
-                        to[cols - 1 - x] = min(max(np.floor(line[x * some + c]), _f32(0)), highest) * m + s
-                else:
-                    for x in range(cols):
-                        to[x] = min(max(np.floor(line[x * some + c]), _f32(0)), highest) * m + s
+                for x in range(cols):
+                    to[x] = min(max(np.floor(line[x * some + c]), _f32(0)), highest) * m + s
 
 
 @jit
