@@ -33,7 +33,7 @@ bench: install
 	$(BIN)/python bench/scale.py --quick
 
 bench-stream: install
-	$(BIN)/python -m pip install --quiet '.[peers]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,peers]'
 	$(BIN)/python bench/stream.py
 
 docs: install

@@ -104,6 +104,24 @@ def test_pixels_are_those_of_pillow(shards: Path, interpolation: Any) -> None:
         assert np.abs(plain.transpose(2, 0, 1).astype(int) - image.numpy()).max() <= 1
 
 
+def test_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
+    """Where it is asked for, and only where the crop stays as large as the picture: near to the pixels of the whole."""
+    members = [(f"{n}.jpg", jpeg(n, 240, 200)) for n in range(8)] + [("small.jpg", jpeg(9, 60, 50))]
+    path = write_tar(tmp_path / "large.tar", members)
+    whole, reduced = (
+        next(iter(Loader([path], 9, transform=Views((View(48, reduced=r), View(24, reduced=r)), None), shuffle=False)))
+        for r in (False, True)
+    )
+    assert torch.equal(whole.crops, reduced.crops)
+    halved = whole.crops[:, 0, 2:4].amin(1) >= 2 * 48
+    assert 4 < halved.sum() < 9
+    for a, b in zip(whole.images, reduced.images, strict=True):
+        apart = (a.int() - b.int()).abs().float().mean((1, 2, 3))
+        assert torch.equal(apart > 0, halved)
+        assert apart.max() < 12
+        assert apart.mean() < 6
+
+
 def test_eval_is_the_middle_as_torchvision_cuts_it(shards: Path) -> None:
     from torchvision.transforms import v2
 
@@ -358,7 +376,7 @@ def test_crops_of_one_decode(shards: Path) -> None:
         def maker(self, *args: Any) -> Any:
             maker = super().maker(*args)
             decoder = maker.decoder
-            maker.decoder = lambda data: (counts.append(1), decoder(data))[1]  # type: ignore[assignment]
+            maker.decoder = lambda *data: (counts.append(1), decoder(*data))[1]  # type: ignore[assignment]
             return maker
 
     colours = Views((View(32, brightness=0.4), View(16, turns=True)), "imagenet")

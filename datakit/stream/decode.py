@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ Levels = NDArray[Any]
 SIXTEEN = 16  # bits of a level of a PNG, at byte 24
 _PNG = b"\x89PNG"
 _EXIF_WITHIN = 1 << 12  # bytes from the beginning, where a JPEG tells how it is to be shown
+
+
+Reduction = Callable[[int, int], int]
 
 
 class Unreadable(Exception):
@@ -32,16 +36,17 @@ class Decoder:
     def __init__(self) -> None:
         self.own = threading.local()
 
-    def __call__(self, data: bytes) -> Levels:
+    def __call__(self, data: bytes, reduction: Reduction | None = None) -> Levels:
+        """The pixels. reduction: tells of a JPEG's width and height by how much to decode it smaller: 1, 2, 4 or 8."""
         try:
-            levels = self.jpeg(data) if data[:2] == b"\xff\xd8" else self.other(data)
+            levels = self.jpeg(data, reduction) if data[:2] == b"\xff\xd8" else self.other(data)
         except Exception as exc:
             raise Unreadable(image.reason(exc)) from None
         if levels.dtype not in (np.uint8, np.uint16):
             raise Unreadable(f"levels of {levels.dtype}: only uint8 and uint16 are read")
         return levels
 
-    def jpeg(self, data: bytes) -> Levels:
+    def jpeg(self, data: bytes, reduction: Reduction | None = None) -> Levels:
         """libjpeg-turbo, as in Pillow; what it warns of is Pillow's to judge."""
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -50,14 +55,16 @@ class Decoder:
                 buffer: NDArray[np.uint8] | None = getattr(self.own, "buffer", None)
                 if buffer is None or len(buffer) < size:
                     buffer = self.own.buffer = np.empty(size, np.uint8)
-                levels: Levels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+                by = reduction(width, height) if reduction and not tells_exif(data) else 1
+                least = {"min_height": -(-height // by), "min_width": -(-width // by)} if by > 1 else {}
+                levels: Levels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, **least)
                 return self.shown(levels, data)
         except ValueError:
             pass
         return self.shown(image.decode(data), data)
 
     def shown(self, levels: Levels, data: bytes) -> Levels:
-        if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+        if not tells_exif(data):
             return levels
         return np.ascontiguousarray(image.turned(levels, image.told_orientation(data) or 1))
 
@@ -66,3 +73,8 @@ class Decoder:
             with image.quiet():
                 return image.decode_levels(data)
         return np.ascontiguousarray(image.decode(data))
+
+
+def tells_exif(data: bytes) -> bool:
+    """Whether a JPEG may tell how it is to be shown."""
+    return data.find(b"Exif\0\0", 0, _EXIF_WITHIN) >= 0

@@ -33,6 +33,15 @@ class Bad(NamedTuple):
     detail: str
 
 
+class Shown(NamedTuple):
+    """A decoded image: its pixels, its width and height in px, and by how much it was decoded smaller than that."""
+
+    levels: Levels
+    width: int
+    height: int
+    by: int
+
+
 class Unfit(Exception):
     """A sample that cannot be used: its reason and what is known of it."""
 
@@ -92,9 +101,9 @@ class Maker:
     def make(self, slots: Slots, slot: int, row: int, key: np.uint64) -> None:
         began = time.perf_counter()
         if not (crops := self.made_before(slots, slot, row)):
-            levels, spent = self.levels(row)
-            crops = self.cut(slots, slot, levels, key)
-            self.make_ahead(int(slots.positions[slot]), row, levels)
+            shown, spent = self.image(row, key)
+            crops = self.cut(slots, slot, shown, key)
+            self.make_ahead(int(slots.positions[slot]), row, shown)
         else:
             spent = (0.0, 0.0)
         if self.columns is not None:
@@ -104,8 +113,16 @@ class Maker:
                 raise Unfit("column", str(exc)) from None
         slots.seconds.append((*spent, time.perf_counter() - began - sum(spent)))
 
-    def levels(self, row: int) -> tuple[Levels, tuple[float, float]]:
+    def image(self, row: int, key: np.uint64) -> tuple[Shown, tuple[float, float]]:
         """The image of a sample, with the seconds that reading and decoding took."""
+        size: list[int] = []  # width, height and reduction, of an image that was decoded smaller
+
+        def reduction(width: int, height: int) -> int:
+            drawn = (augment.draws(key, n) for n in range(len(self.views)))
+            by = min(view.reduction(view.crop_of(width, height, d)) for view, d in zip(self.views, drawn, strict=True))
+            size[:] = width, height, by
+            return by
+
         began = time.perf_counter()
         member = self.tars.image_of(row)
         if member is None:
@@ -116,44 +133,53 @@ class Maker:
             raise Unfit("disk", str(exc)) from None
         read = time.perf_counter()
         try:
-            levels = self.decoder(data)
+            levels = self.decoder(data, reduction if self.shared is None and self.reduced else None)
         except Unreadable as exc:
             raise Unfit("unreadable", str(exc)) from None
         if self.kind is not None and (levels.shape[2], levels.dtype.name) != self.kind[:2]:
             raise Unfit(
                 "shape", f"{levels.shape[2]} bands of {levels.dtype}: others have {self.kind[0]} of {self.kind[1]}"
             )
-        return levels, (read - began, time.perf_counter() - read)
-
-    def cut(self, slots: Slots, slot: int, levels: Levels, key: np.uint64) -> list[Crop]:
         height, width = levels.shape[:2]
-        if self.function is not None:
-            slots.images[slot] = self.function(levels.copy(), augment.generator(key))
-            return [Crop(0, 0, width, height)]
-        if not self.views:
-            slots.images[slot] = np.ascontiguousarray(levels.transpose(2, 0, 1))
-            return [Crop(0, 0, width, height)]
-        crops = self.render(levels, key, [pixels[slot] for pixels in slots.pixels], self.made)
+        whole = size if size and width < size[0] else (width, height, 1)
+        return Shown(levels, *whole), (read - began, time.perf_counter() - read)
+
+    @property
+    def reduced(self) -> bool:
+        return any(view.reduced for view in self.views)
+
+    def cut(self, slots: Slots, slot: int, shown: Shown, key: np.uint64) -> list[Crop]:
+        if self.views:
+            crops = self.render(shown, key, [pixels[slot] for pixels in slots.pixels], self.made)
+        else:
+            crops = [Crop(0, 0, shown.width, shown.height)]
+            if self.function is not None:
+                slots.images[slot] = self.function(shown.levels.copy(), augment.generator(key))
+            else:
+                slots.images[slot] = np.ascontiguousarray(shown.levels.transpose(2, 0, 1))
         slots.crops[slot] = crops
         return crops
 
-    def render(self, levels: Levels, key: np.uint64, pixels: list[NDArray[Any]], made: Scaled) -> list[Crop]:
+    def render(self, shown: Shown, key: np.uint64, pixels: list[NDArray[Any]], made: Scaled) -> list[Crop]:
         """Make the views of a sample into `pixels`."""
         crops = []
+        height, width = shown.levels.shape[:2]
         for n, (view, out) in enumerate(zip(self.views, pixels, strict=True)):
             drawn = augment.draws(key, n)
-            crops.append(view.crop_of(levels.shape[1], levels.shape[0], drawn))
-            view.render(levels, crops[-1], drawn, made, out)
+            crops.append(view.crop_of(shown.width, shown.height, drawn))
+            crop = crops[-1] if shown.by == 1 else crops[-1].of_reduced(shown.by, width, height)
+            view.render(shown.levels, crop, drawn, made, out)
         return crops
 
-    def make_ahead(self, position: int, row: int, levels: Levels) -> None:
+    def make_ahead(self, position: int, row: int, shown: Shown) -> None:
         """Make what later positions show of this image, while it is there."""
         if self.shared is None or not self.views:
             return
         positions = np.array(self.shared.wanted(position, row), np.int64)
         for later, key in zip(positions.tolist(), augment.keys_of(positions, self.order.key), strict=True):
-            pixels = [np.empty((levels.shape[2], view.size_px, view.size_px), levels.dtype) for view in self.views]
-            self.shared.keep(later, (pixels, self.render(levels, key, pixels, augment.LEVELS), row))
+            shape, dtype = shown.levels.shape[2:], shown.levels.dtype
+            pixels = [np.empty((*shape, view.size_px, view.size_px), dtype) for view in self.views]
+            self.shared.keep(later, (pixels, self.render(shown, key, pixels, augment.LEVELS), row))
 
     def made_before(self, slots: Slots, slot: int, row: int) -> list[Crop]:
         """Put what was made ahead into its slot; nothing if there is none."""
