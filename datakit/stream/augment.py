@@ -217,10 +217,19 @@ def keys_of(positions: NDArray[np.int64], key: int) -> NDArray[np.uint64]:
     return mix64(positions, key ^ 0x5D588B656C078965)  # apart from the numbers that the order takes from the key
 
 
-def draws(key: np.uint64, view: int) -> NDArray[np.float64]:
-    """Numbers of 0..1, 1 excluded, for a view of a sample: (DRAWS,)."""
-    counted = np.arange(view * DRAWS, (view + 1) * DRAWS, dtype=np.int64)
-    return (mix64(counted, int(key)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+class Drawn(NamedTuple):
+    """What is random about a sample. key: its own number. numbers: (V, DRAWS) of 0..1, 1 excluded, for each view."""
+
+    key: np.uint64
+    numbers: NDArray[np.float64]
+
+
+def draw(keys: NDArray[np.uint64], views: int) -> list[Drawn]:
+    """The numbers of samples that have these keys."""
+    counted = np.arange(views * DRAWS, dtype=np.uint64)
+    mixed = mix64((counted + (keys * np.uint64(0x9E3779B97F4A7C15))[:, None]).view(np.int64), 0)
+    numbers = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return [Drawn(key, own) for key, own in zip(keys, numbers.reshape(len(keys), views, DRAWS), strict=True)]
 
 
 def generator(key: np.uint64) -> np.random.Generator:

@@ -20,10 +20,10 @@ class Device:
         self.cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if self.cuda else None  # type: ignore[no-untyped-call]
 
-    def made_as(self, scaled: Scaled, levels: str) -> tuple[Scaled, str]:
+    def made_as(self, scaled: Scaled, levels: np.dtype[Any]) -> tuple[Scaled, np.dtype[Any]]:
         """How threads make pixels, and of which dtype: a GPU gets levels, a quarter of the bytes."""
         plain = scaled == Scaled()
-        return (Scaled(), levels) if self.cuda or plain else (scaled, "float32")
+        return (Scaled(), levels) if self.cuda or plain else (scaled, np.dtype(np.float32))
 
     def put(self, pixels: NDArray[Any] | torch.Tensor, scaled: Scaled) -> torch.Tensor:
         """(B, C, H, W) on the device; on a GPU the copy may still run: `ready` waits for it."""

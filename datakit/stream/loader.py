@@ -126,7 +126,7 @@ class Loader:
         self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
         self._one: tuple[Any, ...] = (None, None)
-        self._kind: tuple[int, str] | None = None
+        self._kind: tuple[int, np.dtype[Any]] | None = None
         self.schedule(0)  # tells what is wrong with its numbers
 
     def __len__(self) -> int:
@@ -217,7 +217,7 @@ class Loader:
     def maker(self, order: Picked | Repeated, schedule: Schedule | None) -> Maker:
         """What makes the samples of an epoch."""
         views = self.views
-        bands, levels = self.kind(order) if views else (0, "uint8")
+        bands, levels = self.kind(order) if views else (0, np.dtype(np.uint8))
         scale = scaled(self.numbers, np.iinfo(levels).max)
         made, dtype = self.device.made_as(scale, levels)
         if views:
@@ -229,7 +229,7 @@ class Loader:
             self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, shared
         )
 
-    def kind(self, order: Picked | Repeated) -> tuple[int, str]:
+    def kind(self, order: Picked | Repeated) -> tuple[int, np.dtype[Any]]:
         """Bands and dtype of the set's images: of the first that can be read."""
         bad: list[Bad] = []
         for position in range(min(self.most_bad + 1, order.samples)):
@@ -240,7 +240,7 @@ class Loader:
                 member = self.tars.image_of(row)
                 if member is not None:
                     levels = self.decoder(self.tars.read(row, member))
-                    self._kind = levels.shape[2], levels.dtype.name
+                    self._kind = levels.shape[2], levels.dtype
             except (OSError, Unreadable) as exc:
                 bad.append(Bad(row, self.tars.where(row), "", "unreadable", str(exc)))
         if self._kind is None:

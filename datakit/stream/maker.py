@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ShardError
 from . import augment
-from .augment import Crop, Scaled, View
+from .augment import Crop, Drawn, Scaled, View
 from .decode import Decoder, Levels, Unreadable
 from .overlay import Picked
 from .repeats import Repeated, Shared
@@ -72,37 +72,41 @@ class Maker:
     function: Function | None
     columns: Callable[[Tars, int, list[Crop]], Any] | None
     decoder: Decoder
-    kind: tuple[int, str, str] | None  # bands and dtype of all images, dtype of pixels; None: as they come
+    kind: (
+        tuple[int, np.dtype[Any], np.dtype[Any]] | None
+    )  # bands and dtype of all images, dtype of pixels; None: as they come
     most_bad: int
     shared: Shared | None  # where samples are repeated
 
     def fill(self, slots: Slots, low: int, high: int) -> None:
         """Make the samples of slots low..high."""
-        keys = augment.keys_of(slots.positions[low:high], self.order.key)
-        for slot, key in zip(range(low, high), keys, strict=True):
+        for slot, drawn in zip(range(low, high), self.draw(slots.positions[low:high]), strict=True):
             if slots.rows[slot] >= 0:
-                self.put(slots, slot, key)
+                self.put(slots, slot, drawn)
             else:
                 for pixels in slots.pixels:
                     pixels[slot] = 0
 
-    def put(self, slots: Slots, slot: int, key: np.uint64) -> None:
+    def draw(self, positions: NDArray[np.int64]) -> list[Drawn]:
+        return augment.draw(augment.keys_of(positions, self.order.key), len(self.views))
+
+    def put(self, slots: Slots, slot: int, drawn: Drawn) -> None:
         """Make one sample, or the first good one of positions (p + k (N // 2 + 1)) mod N."""
         for tries in range(self.most_bad + 1):
             row = int(slots.rows[slot])
             try:
-                return self.make(slots, slot, row, key)
+                return self.make(slots, slot, row, drawn)
             except Unfit as exc:
                 slots.bad.append(self.bad(row, *exc.args))
             position = (int(slots.positions[slot]) + (tries + 1) * (self.order.samples // 2 + 1)) % self.order.samples
             slots.rows[slot] = self.order.at(position, 1)[0]
         raise too_many(slots.bad, self.most_bad)
 
-    def make(self, slots: Slots, slot: int, row: int, key: np.uint64) -> None:
+    def make(self, slots: Slots, slot: int, row: int, drawn: Drawn) -> None:
         began = time.perf_counter()
         if not (crops := self.made_before(slots, slot, row)):
-            shown, spent = self.image(row, key)
-            crops = self.cut(slots, slot, shown, key)
+            shown, spent = self.image(row, drawn)
+            crops = self.cut(slots, slot, shown, drawn)
             self.make_ahead(int(slots.positions[slot]), row, shown)
         else:
             spent = (0.0, 0.0)
@@ -113,13 +117,13 @@ class Maker:
                 raise Unfit("column", str(exc)) from None
         slots.seconds.append((*spent, time.perf_counter() - began - sum(spent)))
 
-    def image(self, row: int, key: np.uint64) -> tuple[Shown, tuple[float, float]]:
+    def image(self, row: int, drawn: Drawn) -> tuple[Shown, tuple[float, float]]:
         """The image of a sample, with the seconds that reading and decoding took."""
         size: list[int] = []  # width, height and reduction, of an image that was decoded smaller
 
         def reduction(width: int, height: int) -> int:
-            drawn = (augment.draws(key, n) for n in range(len(self.views)))
-            by = min(view.reduction(view.crop_of(width, height, d)) for view, d in zip(self.views, drawn, strict=True))
+            pairs = zip(self.views, drawn.numbers, strict=True)
+            by = min(view.reduction(view.crop_of(width, height, numbers)) for view, numbers in pairs)
             size[:] = width, height, by
             return by
 
@@ -136,7 +140,7 @@ class Maker:
             levels = self.decoder(data, reduction if self.shared is None and self.reduced else None)
         except Unreadable as exc:
             raise Unfit("unreadable", str(exc)) from None
-        if self.kind is not None and (levels.shape[2], levels.dtype.name) != self.kind[:2]:
+        if self.kind is not None and (levels.shape[2], levels.dtype) != self.kind[:2]:
             raise Unfit(
                 "shape", f"{levels.shape[2]} bands of {levels.dtype}: others have {self.kind[0]} of {self.kind[1]}"
             )
@@ -148,27 +152,26 @@ class Maker:
     def reduced(self) -> bool:
         return any(view.reduced for view in self.views)
 
-    def cut(self, slots: Slots, slot: int, shown: Shown, key: np.uint64) -> list[Crop]:
+    def cut(self, slots: Slots, slot: int, shown: Shown, drawn: Drawn) -> list[Crop]:
         if self.views:
-            crops = self.render(shown, key, [pixels[slot] for pixels in slots.pixels], self.made)
+            crops = self.render(shown, drawn, [pixels[slot] for pixels in slots.pixels], self.made)
         else:
             crops = [Crop(0, 0, shown.width, shown.height)]
             if self.function is not None:
-                slots.images[slot] = self.function(shown.levels.copy(), augment.generator(key))
+                slots.images[slot] = self.function(shown.levels.copy(), augment.generator(drawn.key))
             else:
                 slots.images[slot] = np.ascontiguousarray(shown.levels.transpose(2, 0, 1))
         slots.crops[slot] = crops
         return crops
 
-    def render(self, shown: Shown, key: np.uint64, pixels: list[NDArray[Any]], made: Scaled) -> list[Crop]:
+    def render(self, shown: Shown, drawn: Drawn, pixels: list[NDArray[Any]], made: Scaled) -> list[Crop]:
         """Make the views of a sample into `pixels`."""
         crops = []
         height, width = shown.levels.shape[:2]
-        for n, (view, out) in enumerate(zip(self.views, pixels, strict=True)):
-            drawn = augment.draws(key, n)
-            crops.append(view.crop_of(shown.width, shown.height, drawn))
+        for view, numbers, out in zip(self.views, drawn.numbers, pixels, strict=True):
+            crops.append(view.crop_of(shown.width, shown.height, numbers))
             crop = crops[-1] if shown.by == 1 else crops[-1].of_reduced(shown.by, width, height)
-            view.render(shown.levels, crop, drawn, made, out)
+            view.render(shown.levels, crop, numbers, made, out)
         return crops
 
     def make_ahead(self, position: int, row: int, shown: Shown) -> None:
@@ -176,10 +179,10 @@ class Maker:
         if self.shared is None or not self.views:
             return
         positions = np.array(self.shared.wanted(position, row), np.int64)
-        for later, key in zip(positions.tolist(), augment.keys_of(positions, self.order.key), strict=True):
+        for later, drawn in zip(positions.tolist(), self.draw(positions), strict=True):
             shape, dtype = shown.levels.shape[2:], shown.levels.dtype
             pixels = [np.empty((*shape, view.size_px, view.size_px), dtype) for view in self.views]
-            self.shared.keep(later, (pixels, self.render(shown, key, pixels, augment.LEVELS), row))
+            self.shared.keep(later, (pixels, self.render(shown, drawn, pixels, augment.LEVELS), row))
 
     def made_before(self, slots: Slots, slot: int, row: int) -> list[Crop]:
         """Put what was made ahead into its slot; nothing if there is none."""
