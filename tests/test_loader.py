@@ -249,6 +249,11 @@ def test_stored_images_and_functions(tmp_path: Path, shards: Path) -> None:
     assert batch.images.shape == (6, 3, 30, 40)
     with Image.open(io.BytesIO(jpeg(2, 40, 30))) as picture:
         assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), batch.images[2])
+    for size, rank, there in ((4, 1, [True, True, False, False]), (6, 1, [False] * 6)):
+        padded = next(iter(Loader([path], size, shuffle=False, rank=rank, world_size=2)))
+        assert padded.mask.tolist() == there
+        assert padded.images.shape == (size, 3, 30, 40)
+        assert [bool(image.any()) for image in padded.images] == there
     with pytest.raises(ValueError, match="images of 4 sizes in a batch"):
         next(iter(Loader(shards, 4)))
 

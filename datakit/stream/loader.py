@@ -271,7 +271,7 @@ class Loader:
         if slots.pixels:
             images = [self.device.put(pixels, maker.scale) for pixels in slots.pixels]
         else:
-            images = [self.device.put(together(slots.images), LEVELS)]
+            images = [self.device.put(together(self.with_empty(maker, slots.images)), LEVELS)]
         self.device.ready(images)
         rows = np.maximum(slots.rows, 0)
         ids = np.where(there, self.tars.ids(rows), -1)
@@ -288,6 +288,16 @@ class Loader:
             position,
             columns,
         )
+
+    def with_empty(self, maker: Maker, images: list[Any]) -> list[Any]:
+        """Images as they came, and zeros of their shape in empty slots."""
+        like = next((image for image in images if image is not None), None)
+        if like is None:  # the rank has none of the last samples
+            spare = self.slots(maker, np.array([0], np.int64))
+            maker.fill(spare, 0, 1)
+            like = spare.images[0]
+        empty = torch.zeros_like(torch.as_tensor(like))
+        return [empty if image is None else image for image in images]
 
     def count(self, slots: Slots, delivered: int, copied_s: float) -> None:
         self.told.delivered += delivered

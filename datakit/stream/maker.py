@@ -18,6 +18,7 @@ from .overlay import Picked
 from .repeats import Repeated, Shared
 from .tars import Tars
 
+Kind = tuple[int, np.dtype[Any], np.dtype[Any]]  # bands and dtype of all images, dtype of their pixels
 Function = Callable[[Levels, np.random.Generator], Any]
 STAGES = ("storage", "decode", "augment")
 SHOWN = 20  # bad samples that an error lists
@@ -72,9 +73,7 @@ class Maker:
     function: Function | None
     columns: Callable[[Tars, int, list[Crop]], Any] | None
     decoder: Decoder
-    kind: (
-        tuple[int, np.dtype[Any], np.dtype[Any]] | None
-    )  # bands and dtype of all images, dtype of pixels; None: as they come
+    kind: Kind | None  # None: images are taken as they come
     most_bad: int
     shared: Shared | None  # where samples are repeated
 
