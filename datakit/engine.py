@@ -268,7 +268,7 @@ class Flight:
                 look()
         _, item, deaths = self.items.pop(future.key)
         try:
-            result = future.result()
+            result = fetched(future, look)
         except RuntimeError as exc:
             if "deserialization" not in str(exc):
                 raise
@@ -293,6 +293,17 @@ class Flight:
         for future, _, _ in self.items.values():
             future.release()
         self.items.clear()
+
+
+def fetched(future: Any, look: Callable[[], None]) -> Any:
+    """The result of a task that has ended. The scheduler fetches it, and may fall silent before it does."""
+    while True:
+        try:
+            return future.result(timeout=WAIT_S)
+        except TimeoutError:
+            if future.status == "error":  # it is the task's own
+                raise
+            look()
 
 
 def join(scheduler: str, say: Callable[[str], None]) -> Any:

@@ -286,10 +286,11 @@ def test_a_worker_with_other_libraries_or_another_disk_is_refused(forty: Path, t
         Guarded(str, Limits(), tmp_path / "work" / "tmp" / "token", versions()).check()
 
 
-def test_a_scheduler_that_says_nothing_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", [2, 5])  # while a task runs, and while a result is fetched
+def test_a_scheduler_that_says_nothing_is_given_up(cluster: Cluster, files: int) -> None:
     cluster.up()
     client = cluster.client()
-    while cluster.files() < 2:
+    while cluster.files() < files:
         time.sleep(0.01)
     assert cluster.scheduler is not None
     os.killpg(cluster.scheduler.pid, signal.SIGSTOP)
