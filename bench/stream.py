@@ -245,7 +245,7 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, Any]:
 def large(data: Path, rows: int) -> Path:
     """An index of so many rows over the tars that are there, each listed again and again."""
     from datakit import index
-    from datakit.stream.tars import opened
+    from datakit.stream.source import opened
 
     out = data / f"rows-{rows}" / "index.arrow"
     if out.exists():
