@@ -18,7 +18,8 @@ from typing import Any
 import fsspec
 import pytest
 from servers import Web, moto, serving
-from test_loader import SMALL, keys, sample, together, write_tar
+from tars import SMALL, keys, sample, write_tar
+from test_loader import together
 
 import datakit
 from datakit import index, remote

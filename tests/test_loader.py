@@ -361,6 +361,17 @@ def test_an_epoch_begins_anew_unless_a_state_was_loaded(shards: Path) -> None:
     assert loader.state_dict()["position"] == 0
 
 
+def test_an_error_in_the_first_batch_keeps_the_place(shards: Path) -> None:
+    def broken(image: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        raise RuntimeError("broken")
+
+    loader = Loader(shards, 4, transform=broken)
+    loader.load_state_dict({**loader.state_dict(), "position": 8})
+    with pytest.raises(RuntimeError, match="broken"):
+        next(iter(loader))
+    assert loader.state_dict()["position"] == 8
+
+
 def test_batches_that_are_kept_stay_as_they_are(shards: Path) -> None:
     loader = Loader(shards, 3, transform=SMALL)
     kept = list(loader)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_loader import SMALL, jpeg, keys, sample, together, write_tar
+from tars import SMALL, jpeg, keys, sample, write_tar
+from test_loader import together
 
 from datakit import index
 from datakit.errors import RecipeError, ShardError

@@ -164,6 +164,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
+        self._handed = epoch, start  # a state that is asked for before the first batch, or after its error, says so
         for batch in self.batches(epoch, start):
             self._handed = epoch, batch.position
             yield batch
