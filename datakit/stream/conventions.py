@@ -25,9 +25,9 @@ class Place(NamedTuple):
 class ShardDataset(Dataset[dict[str, Any]]):
     """Samples for `torch.utils.data.DataLoader`: a dict of image, id, key, crop and the columns that were asked for.
 
-    dataset[place] is the very sample that a `Loader` of these options gives there, but with `repeats`: their
-    windows are laid out for a batch size, which a dataset does not know. dataset[n] is the nth sample, whose random crop
-    comes from torch's generator. options: of `Loader`. Each process opens the tars for itself.
+    dataset[place] is the very sample that a `Loader` of these options gives there, but with `repeats`: their windows
+    are laid out for a batch size, which a dataset does not know. dataset[n] is the nth sample, whose random crop comes
+    from torch's generator. options: of `Loader`. Each process opens the tars for itself.
     """
 
     def __init__(self, source: Source, **options: Any) -> None:
