@@ -48,7 +48,7 @@ DOORS = {
     "dask": {"engine"},
     "rawpy": {"raw"},
     "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},
-    "numba": {"kernels", "stream.resample"},
+    "numba": {"kernels", "stream.resample", "stream.huffman", "stream.dct"},
     "simplejpeg": {"stream.decode"},
     "imagededup": {"semantic"},
     "webdataset": {"stream.conventions"},
