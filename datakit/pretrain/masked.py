@@ -150,9 +150,7 @@ class Masked(nn.Module):
         """
         state = exchange.used(state_dict)
         model = cls(**{**exchange.sizes(state, SIZES), **arguments})
-        wrong = model.load_state_dict(state, strict=False)
-        if wrong.missing_keys or wrong.unexpected_keys:
-            raise RecipeError(f"{cls.__name__}: not its weights: {exchange.named(*wrong)}")
+        exchange.load(model, state)
         return model
 
     def export_timm(
