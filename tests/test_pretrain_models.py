@@ -290,8 +290,8 @@ def released(kind: type[Masked]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", [MAE, SelectiveMAE])
 def test_released_weights_are_read(kind: type[Masked]) -> None:
     state = released(kind)
-    for given in state, {"model": state, "epoch": 799}:
-        model = kind.from_reference(given, decoder_num_heads=4, norm_pix_loss=False)
+    for checkpoint in state, {"model": state, "epoch": 799}:
+        model = kind.from_reference(checkpoint, decoder_num_heads=4, norm_pix_loss=False)
         own = model.state_dict()
         assert all(torch.equal(own[name], state[name]) for name in own)
         assert (model.grid, model.patch_size, model.norm_pix_loss) == ((4, 4), 8, False)
@@ -314,7 +314,7 @@ def test_weights_that_do_not_fit_are_refused_by_name() -> None:
         RecipeError, match=r"missing: decoder_blocks\.0\.cross_attn.*not known: decoder_blocks\.0\.attn"
     ):
         SelectiveMAE.from_reference(released(MAE), decoder_num_heads=4)
-    with pytest.raises(RecipeError, match="of another shape: decoder_pos_embed, pos_embed$"):
+    with pytest.raises(RecipeError, match=r"of another shape: decoder_pos_embed, pos_embed$"):
         SelectiveMAE.from_reference(state, decoder_num_heads=4, img_size=64)
     with pytest.raises(RecipeError, match="what_is_this"):
         SelectiveMAE.from_reference({**state, "what_is_this": torch.ones(1)}, decoder_num_heads=4)
