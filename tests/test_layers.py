@@ -46,6 +46,7 @@ DOORS = {
         "pretrain.masked",
         "pretrain.select",
         "pretrain.selectivemae",
+        "pretrain.unprocess",
         "evaluate",
         "semantic",
     },
