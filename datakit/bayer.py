@@ -24,6 +24,7 @@ PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 # By EXIF orientation 1..8: rows from the bottom (2), columns from the right (1), then rows and columns change places
 # (4). It is LibRaw's `flip` (dcraw's flip_index).
 FLIPS = (0, 1, 3, 2, 4, 6, 7, 5)
+STRIP_ROWS = 256  # of a reduced picture
 SITES = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
@@ -104,6 +105,54 @@ def _demosaic(mosaic, colours, rgb):  # type: ignore[no-untyped-def]
             own[x] = across * half if is_green else here[x + 1]
             green[x] = here[x + 1] if is_green else (along + across) * quarter
             other[x] = along * half if is_green else (up[x] + up[x + 2] + down[x] + down[x + 2]) * quarter
+
+
+def downsampled(mosaic: NDArray[Any], cfa: Cfa, place: Window, width: int, height: int) -> NDArray[np.float32]:
+    """A window of a mosaic, demosaiced and reduced to (height, width, 3) float32: bilinear, without smoothing.
+
+    As PyTorch's `interpolate(..., mode="bilinear")` of `demosaic` of all of the mosaic, cut to the window first, in
+    AODRaw's script downsample/downsample_raw_images.py, to a unit in the last place; a strip is in memory at a time.
+    """
+    left, top, across, down = place
+    rows, row_shares = _taps(down, height)
+    columns, column_shares = _taps(across, width)
+    out = np.empty((height, width, 3), np.float32)
+    for begin in range(0, height, STRIP_ROWS):
+        end = min(begin + STRIP_ROWS, height)
+        first, last = top + int(rows[begin]), top + int(rows[end - 1]) + 1
+        low = max(first - 2, 0) // 2 * 2  # even, and a row beyond what is asked for, unless it is the first of all
+        rgb = demosaic(mosaic[low : last + 2], cfa)
+        _reduce(
+            rgb, rows[begin:end] + (top - low), row_shares[begin:end], columns + left, column_shares, out[begin:end],
+            top + down - 1 - low, left + across - 1,
+        )  # fmt: skip
+    return out
+
+
+def _taps(length: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of each px of a row reduced from `length` to `count`: the px that it begins in, and the share of the next."""
+    scale = np.float64(np.float32(length) / np.float32(count))
+    places = np.maximum(scale * (np.arange(count) + 0.5) - 0.5, 0).astype(np.float32)
+    first = np.minimum(places.astype(np.int64), length - 1)
+    return first, places - first.astype(np.float32)
+
+
+@jit
+def _reduce(rgb, rows, row_shares, columns, column_shares, out, last_row, last_column):  # type: ignore[no-untyped-def]
+    for y in range(rows.size):
+        up, down = rows[y], min(rows[y] + 1, last_row)
+        v = row_shares[y]
+        for x in range(columns.size):
+            left, right = columns[x], min(columns[x] + 1, last_column)
+            u = column_shares[x]
+            # in PyTorch's order on a CPU, where a product that is added is not rounded before
+            one, two = (np.float32(1) - v) * (np.float32(1) - u), (np.float32(1) - v) * u
+            three, four = v * (np.float32(1) - u), v * u
+            for c in range(3):
+                total = np.float32(rgb[c, up, right] * two)
+                total = np.float32(np.float64(rgb[c, up, left]) * one + total)
+                total = np.float32(np.float64(rgb[c, down, left]) * three + total)
+                out[y, x, c] = np.float32(np.float64(rgb[c, down, right]) * four + total)
 
 
 def normalise(values: NDArray[Any], black: Levels, white: Levels) -> NDArray[np.float32]:

@@ -115,11 +115,12 @@ def through(boxes: Iterable[Box], window: Window, min_iof: float = MIN_IOF) -> l
     return [box for box in found if box is not None]
 
 
-def scaled(boxes: Iterable[Box], factor: float) -> list[Box]:
-    """Boxes of an image in px of the image made `factor` times as large; shares stay."""
+def scaled(boxes: Iterable[Box], factor: float, down: float | None = None) -> list[Box]:
+    """Boxes of an image in px of the image made `factor` times as large, `down` times as high; shares stay."""
+    factors = (factor, factor if down is None else down)
 
     def times(points: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(_round(v * factor) for v in points)
+        return tuple(_round(v * factors[n % 2]) for n, v in enumerate(points))
 
     return [replace(box, points=times(box.points), clipped=times(box.clipped)) for box in boxes]
 
@@ -267,12 +268,16 @@ def _slice_starts(image: dict[str, Any], size_px: int, gap_px: int, even: bool) 
     lefts, tops = starts(width, size_px, gap_px), starts(height, size_px, gap_px)
     if even:
         lefts, tops = [n - n % 2 for n in lefts], [n - n % 2 for n in tops]
-    most = MIN_IMAGE_SHARE * size_px**2
-    places = [(x, y) for x in lefts for y in tops if min(size_px, width - x) * min(size_px, height - y) > most]
+    places = [(x, y) for x in lefts for y in tops if fills(width - x, height - y, size_px)]
     if not places:
         which = f"image {image['id']} ({image['file_name']}) of {width} x {height} px"
         raise ValueError(f"{which} fills {MIN_IMAGE_SHARE} of no window of {size_px} px: leave it out")
     return places
+
+
+def fills(width: int, height: int, size_px: int) -> bool:
+    """Whether an image of (width, height) px, from the corner of a window on, fills enough of it to be a slice."""
+    return min(size_px, width) * min(size_px, height) > MIN_IMAGE_SHARE * size_px**2
 
 
 def _in_slice(

@@ -13,6 +13,7 @@ from .raw import SRGB_TO_XYZ, RawImage
 # TIFF field types: size in bytes and struct code of one number
 _BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _SRATIONAL = 1, 2, 3, 4, 5, 10
 _CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _RATIONAL: "II", _SRATIONAL: "ii"}
+PATTERN_SIZE, PATTERN = 0x828D, 0x828E
 D65 = 21  # EXIF light source of the matrix
 
 Field = tuple[int, int, bytes]  # tag, type, values
@@ -40,8 +41,8 @@ def encode(image: RawImage) -> bytes:
         _field(0x0115, _SHORT, [1]),
         _field(0x0116, _LONG, [height]),
         _field(0x0117, _LONG, [2 * height * width]),
-        _field(0x828D, _SHORT, [2, 2]),
-        _field(0x828E, _BYTE, ["RGB".index(c) for c in image.cfa]),
+        _field(PATTERN_SIZE, _SHORT, [2, 2]),
+        _field(PATTERN, _BYTE, ["RGB".index(c) for c in image.cfa]),
         _field(0x8769, _LONG, [0]),  # where the EXIF directory begins: set below
         _field(0xC612, _BYTE, [1, 4, 0, 0]),
         _field(0xC613, _BYTE, [1, 1, 0, 0]),

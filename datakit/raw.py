@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .bayer import FLIPS, PATTERNS, Mosaic, demosaic, normalise, pack, turn, turn_sites, unpack
+from .bayer import FLIPS, PATTERNS, SITES, Mosaic, demosaic, normalise, pack, turn, turn_sites, unpack
 from .errors import NotBayer, SourceError
-from .sample import Window
+from .sample import RAW, Window
 
 __all__ = ["RawImage", "demosaic", "normalise", "pack", "read", "unpack"]
 
-_WORDS = "3fr arw cr2 cr3 dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw"
-SUFFIXES = tuple(f".{word}" for word in _WORDS.split(" "))
+SUFFIXES = tuple(f".{word}" for word in RAW.split(" "))
 # Linear sRGB to XYZ at D65 (IEC 61966-2-1)
 SRGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _LONGEST_PERIOD = 12  # px; X-Trans repeats after 6
@@ -47,26 +46,29 @@ class RawImage:
     model: str = ""
 
     def crop(self, window: Window) -> RawImage:
-        """A part of it; its left and top must be even, so that the pattern stays. ValueError otherwise."""
+        """A part of it, a view; from an odd left or top the pattern and the levels are those of what lies there."""
         left, top, width, height = window
         rows, columns = self.mosaic.shape
-        if left % 2 or top % 2:
-            raise ValueError(f"a crop at {left}, {top} leaves the pattern: left and top must be even")
         if left < 0 or top < 0 or width < 1 or height < 1 or left + width > columns or top + height > rows:
             raise ValueError(f"{window} is not inside of {columns} x {rows} px")
-        return replace(self, mosaic=self.mosaic[top : top + height, left : left + width])
+        part = self.mosaic[top : top + height, left : left + width]
+        moved = [2 * ((top + y) % 2) + (left + x) % 2 for y, x in SITES]
+        return self._with(part, moved)
 
     def turned(self, orientation: int) -> RawImage:
         """It, turned by an EXIF orientation; pattern and levels follow."""
         height, width = self.mosaic.shape
-        shape = (height, width)
-        whites = turn_sites(self.white_by_site, shape, orientation) if self.white_by_site else ()
+        mosaic = np.array(turn(self.mosaic, orientation), order="C")
+        return self._with(mosaic, turn_sites(range(4), (height, width), orientation))
+
+    def _with(self, mosaic: Mosaic, moved: list[int]) -> RawImage:
+        """It with another mosaic, at whose positions lies what lay at those of `moved`."""
         return replace(
             self,
-            mosaic=np.array(turn(self.mosaic, orientation), order="C"),
-            cfa="".join(turn_sites(self.cfa, shape, orientation)),
-            black=tuple(turn_sites(self.black, shape, orientation)),
-            white_by_site=tuple(whites),
+            mosaic=mosaic,
+            cfa="".join(self.cfa[n] for n in moved),
+            black=tuple(self.black[n] for n in moved),
+            white_by_site=tuple(self.white_by_site[n] for n in moved) if self.white_by_site else (),
         )
 
 
@@ -91,9 +93,34 @@ def read(path: str | Path | BinaryIO | bytes, upright: bool = True) -> RawImage:
             else:
                 found = replace(found, mosaic=found.mosaic.copy())
     except (rawpy.LibRawError, OSError) as exc:
-        raise SourceError(f"{name}: LibRaw cannot open it: {exc}") from None
+        raise SourceError(f"{name}: LibRaw cannot open it: {_said(exc)}") from None
     make, model = _camera(data)
     return replace(found, make=make, model=model)
+
+
+def header(data: BinaryIO) -> tuple[int, int, int]:
+    """Width and height of a RAW file as shown, px, and its EXIF orientation, without its pixels; else SourceError."""
+    import rawpy
+
+    _one_thread()
+    try:
+        with rawpy.imread(data) as raw:
+            sizes = raw.sizes
+    except (rawpy.LibRawError, OSError) as exc:
+        raise SourceError(f"LibRaw cannot open it: {_said(exc)}") from None
+    size = (sizes.height, sizes.width) if sizes.flip & 4 else (sizes.width, sizes.height)
+    return *size, FLIPS.index(sizes.flip) + 1
+
+
+def is_raw(name: str) -> bool:
+    """Whether a name is that of a camera RAW, by its suffix."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _said(exc: Exception) -> str:
+    """LibRaw's own words, which come as bytes."""
+    word = exc.args[0] if exc.args else ""
+    return word.decode("ascii", "replace") if isinstance(word, bytes) else str(word)
 
 
 def _found(raw: Any, name: str) -> RawImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ..manifest import (
     Labels,
     MaskRaster,
     MaskSource,
+    Twin,
     VocXml,
 )
 from ..sample import Sample
@@ -50,11 +52,14 @@ class LabelReader:
         labels: tuple[Labels, ...],
         read: Callable[[str], bytes | None],
         find: Callable[[str], File | None] = lambda name: None,
+        reduced: bool = False,
     ) -> None:
+        """reduced: of COCO files that have one of images at a third beside them, that one is read."""
         # of several layouts the first that knows is taken, and a class folder goes before a class in a file
         self._labels = sorted(labels, key=lambda each: not isinstance(each, ClassFolders))
         self._read = read
         self._find = find
+        self._reduced = reduced
         self._shared: dict[tuple[str, str], Index | str | None] = {}  # str: why the file cannot be used
 
     def __call__(self, image: Sample) -> Labelled:
@@ -75,6 +80,9 @@ class LabelReader:
             captions=tuple(caption for f in found for caption in f.captions),
             mask=next((f.mask for f in found if f.mask), ""),
             split=next((f.split for f in found if f.split), ""),
+            tags=next((f.tags for f in found if f.tags), ()),
+            image_id=next((f.image_id for f in found if f.image_id), ""),
+            twin=next((f.twin for f in found if f.twin), ""),
         )
 
     def open_shared(self) -> None:
@@ -93,6 +101,9 @@ class LabelReader:
         path = label_path(labels.path, name)
         if path is None:
             return None
+        if isinstance(labels, Twin):
+            file = self._find(path)
+            return Labelled(twin=json.dumps(asdict(file))) if file else None
         if isinstance(labels, MaskRaster):
             return Labelled(mask=self._mask(labels, path))
         if isinstance(labels, CocoJson | GeoJson | Captions):
@@ -141,9 +152,13 @@ class LabelReader:
         data = self._read(path)
         if data is None:
             return None
+        if isinstance(labels, CocoJson) and labels.downsampled and self._reduced:
+            reduced = self._read(labels.downsampled)
+            if reduced is not None:
+                return Coco(labels.downsampled, reduced, labels.split, reduced=True)
         if isinstance(labels, GeoJson):
             return Features(path, data, labels)
-        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data)
+        return Coco(path, data, labels.split) if isinstance(labels, CocoJson) else Captioned(path, data)
 
 
 def label_path(template: str, name: str) -> str | None:
