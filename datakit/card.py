@@ -61,6 +61,8 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
     if taken:
         about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
     lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
+    if "coco" in found:
+        lines += [*found["coco"]["lines"], ""]
     if manifest.missing:
         lines += [f"Collections of the recipe that were not at hand: {', '.join(manifest.missing)}.", ""]
     lines += ["## Sources and licences", "", *table(source_rows(manifest)), ""]

@@ -47,6 +47,24 @@ def coco_files(
     return found
 
 
+def told(
+    recipe: Recipe, roots: Mapping[str, Root], labels: Mapping[str, str], work: Path, names: list[str]
+) -> list[str]:
+    """What the card says of the annotations."""
+    if not names:
+        return []
+    lines = [
+        f"Annotations in COCO's form, each image with the key of its sample: {', '.join(f'`{n}`' for n in names)}."
+    ]
+    for source in recipe.sources if recipe.view == "downsampled" else ():
+        index = label_index(work / "labels" / f"{labels[source.name]}.parquet") if source.name in roots else {}
+        cocos = [label for label in source.collection.layout.labels if isinstance(label, CocoJson)]
+        if not all(is_reduced(recipe, label, index) for label in cocos):
+            what = "boxes of the full images, made smaller by the exact ratio, and none is left out for its size"
+            lines.append(f"The annotations of {source.name} are **not the published ones** of reduced images: {what}.")
+    return lines
+
+
 def samples_of(table: pa.Table, source: str) -> dict[Place, dict[str, Any]]:
     """The samples of a source by their place."""
     rows = (row for row in table.to_pylist() if row["source"].partition("/")[0] == source)

@@ -94,7 +94,8 @@ def finish(
         counts=tuple(counts(story.funnels)),
         files={},
     )
-    out.put_text("README.md", card.text(manifest, decided.about))
+    told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
+    out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
     out.put_text(TIMINGS, timings(story))

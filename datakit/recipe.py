@@ -67,8 +67,10 @@ class Recipe(Spec):
         arrays = "npy" if layout == "reference" else "tiff16" if view == "downsampled" else "mosaic"
         encode = {"format": "jpeg", "quality": 95} if domain == "srgb" else {"format": arrays}
         given = {key: dict(plain.get(key) or {}) for key in ("slice", "cut")}
-        ways = {"slices": {"published": given["slice"].get("published") or {}}, "downsampled": {"third": True}}
-        cut = {**given["cut"], "encode": encode, "shots": True, "pair": domain == "both"}
+        published = dict(given["slice"].get("published") or {})
+        ways = {"slices": {"published": published}, "downsampled": {"third": True}}
+        boxed = view == "slices" and not published.get("keep_empty")
+        cut = {**given["cut"], "encode": encode, "shots": True, "boxed": boxed, "pair": domain == "both"}
         changed = {**plain, "slice": ways.get(view), "cut": cut}
         if isinstance(plain.get("sources"), list | tuple):
             reduced = view == "downsampled"

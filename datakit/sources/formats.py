@@ -39,7 +39,6 @@ class Labelled(NamedTuple):
     split: str = ""
     tags: tuple[str, ...] = ()
     image_id: str = ""  # in the COCO file that tells tags or split
-    twin: str = ""  # JSON of the `files.File` of the camera's own JPEG
 
 
 def number(where: str, value: object) -> float:

@@ -76,7 +76,6 @@ def joined(image: Sample, readers: Sequence[Reader]) -> Joined:
             split=said.split or more.split,
             tags=said.tags or more.tags,
             image_id=said.image_id or more.image_id,
-            twin=said.twin,
         )
     if boxes_of not in ([], [own.source]):
         whose["boxes_source"] = ", ".join(boxes_of)

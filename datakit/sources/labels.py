@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Callable
@@ -82,7 +81,6 @@ class LabelReader:
             split=next((f.split for f in found if f.split), ""),
             tags=next((f.tags for f in found if f.tags), ()),
             image_id=next((f.image_id for f in found if f.image_id), ""),
-            twin=next((f.twin for f in found if f.twin), ""),
         )
 
     def open_shared(self) -> None:
@@ -92,8 +90,17 @@ class LabelReader:
                 with suppress(SourceError, BadFile):  # said of each image that asks
                     self._index(labels, posixpath.normpath(labels.path))
 
+    def twin(self, name: str) -> File | None:
+        """The JPEG that a camera made of the same shot as the RAW of that name; the first that there is."""
+        paths = (
+            label_path(labels.path, posixpath.normpath(name)) for labels in self._labels if isinstance(labels, Twin)
+        )
+        return next((file for path in paths if path and (file := self._find(path))), None)
+
     def _labelled(self, labels: Labels, image: Sample, name: str) -> Labelled | None:
         """What one entry says of an image; None where there is no such file."""
+        if isinstance(labels, Twin):
+            return None  # it says nothing: see `twin`
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
             label = folders[-labels.level] if labels.level <= len(folders) else ""
@@ -101,9 +108,6 @@ class LabelReader:
         path = label_path(labels.path, name)
         if path is None:
             return None
-        if isinstance(labels, Twin):
-            file = self._find(path)
-            return Labelled(twin=json.dumps(asdict(file))) if file else None
         if isinstance(labels, MaskRaster):
             return Labelled(mask=self._mask(labels, path))
         if isinstance(labels, CocoJson | GeoJson | Captions):

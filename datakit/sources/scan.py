@@ -18,7 +18,6 @@ from pydantic import Field, field_validator
 
 from .. import boxes, files, image, place, raw, shots
 from ..errors import SourceError
-from ..files import File
 from ..hand import holding
 from ..manifest import Collection, Split
 from ..remote import Root, root_of
@@ -198,18 +197,19 @@ class Scan(Labels):
             return sample.drop("unreadable", "no pixels")
         where, is_beside = sides(sample.name, header, where)
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
+        twin = readers[0].labels.twin(known.name) if known.format == shots.FORMAT else None
+        if twin:
+            try:
+                known = in_frame(root, known, twin)
+            except shots.Conflict as exc:
+                return known.drop("orientation_conflict", str(exc))
+            except Exception as exc:  # as above, of the JPEG
+                files.check_machine(exc, root, twin)
+                return known.drop("unreadable", f"its JPEG: {image.reason(exc, root, part.aside)}"[:200])
         try:
             said, whose, silent = joined(known, readers)
         except (SourceError, files.BadFile) as exc:
             return known.drop("label_unreadable", str(exc))
-        if said.twin and known.format == shots.FORMAT:
-            try:
-                known = in_frame(root, replace(known, twin=said.twin))
-            except shots.Conflict as exc:
-                return known.drop("orientation_conflict", str(exc))
-            except Exception as exc:  # as above, of the JPEG
-                files.check_machine(exc, root, File(**json.loads(said.twin)))
-                return known.drop("unreadable", f"its JPEG: {image.reason(exc, root, part.aside)}"[:200])
         split = whose.pop("split", "") or known.split or said.split
         part.silent.update((source, split) for source in silent)
         whole = Window(0, 0, known.width, known.height)
@@ -248,9 +248,8 @@ def ground(
     return {"gsd_range_m": of_manifest}
 
 
-def in_frame(root: Root, sample: Sample) -> Sample:
+def in_frame(root: Root, sample: Sample, file: files.File) -> Sample:
     """A camera RAW in the frame of its JPEG as that is shown. Raises Conflict, and what a reader raises."""
-    file = File(**json.loads(sample.twin))
     with files.stream(root, file) if not file.packing else io.BytesIO(files.read(root, file)) as stream:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
@@ -258,7 +257,8 @@ def in_frame(root: Root, sample: Sample) -> Sample:
             its = image.pillow_header(opened, head)
     shots.frame_of((sample.width, sample.height), (its.width, its.height))
     width, height = its.width, its.height
-    return replace(sample, width=width, height=height, image_width=width, image_height=height)
+    twin = json.dumps(asdict(file))
+    return replace(sample, width=width, height=height, image_width=width, image_height=height, twin=twin)
 
 
 def read_header(

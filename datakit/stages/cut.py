@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from .. import files, image, measure
+from .. import boxes, files, image, measure
 from ..errors import SourceError
 from ..hand import holding
 from ..image import WHOLE_PX, Encode, Narrow
@@ -59,6 +59,7 @@ class Cut(Spec):
     measure: bool = Field(True, description="false: only encode; rules over measured values then drop nothing")
     masks: bool = Field(False, description="every sample has a member seg.png, the mask of its window")
     shots: bool = Field(False, description="images are camera RAW, and look like their JPEGs; set by `view`")
+    boxed: bool = Field(False, description="windows without a box are dropped as no_boxes; set by `view: slices`")
     pair: bool = Field(False, description="every sample of camera RAW has a member jpg, too; set by `domain: both`")
     max_pixels: int = Field(1 << 28, gt=0, description="larger images in formats without blocks are dropped")
 
@@ -89,8 +90,14 @@ class Cut(Spec):
                 else:
                     part.counts["images_opened"] += 1
                     with holding(windows[0]):
-                        found += self.image(windows, part, spool)
+                        found += self.with_boxes(windows, part, spool)
             return stage(records, found, spool, part)
+
+    def with_boxes(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
+        """What is found of the windows of one image; with `boxed`, those of nothing but crowds are not looked at."""
+        shown = [w for w in windows if not self.boxed or any(not box.ignore for box in boxes.loads(w.boxes))]
+        found = iter(self.image(shown, part, spool) if shown else ())
+        return [next(found) if w in shown else {"dropped": "no_boxes"} for w in windows]
 
     def image(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
         """What is found of the windows of one image, their bytes in the spool.

@@ -181,17 +181,13 @@ def one_third(sample: Sample) -> Sample:
 
 
 def as_published(sample: Sample, how: Published) -> list[Sample]:
-    """The windows of an image; those that show nothing but crowds are dropped as `no_boxes`."""
+    """The windows of an image, with what they show; which of them show nothing is for `cut` to drop."""
     windows = how.windows(sample)
     if not windows:
         size = f"{sample.width} x {sample.height} px fill {boxes.MIN_IMAGE_SHARE} of no window"
         return [sample.drop("smaller_than", size)]
-    made = []
-    for window, shapes in zip(windows, boxes.by_window(boxes.loads(sample.boxes), windows, how.iof), strict=True):
-        tile = cut_out(sample, window, shapes, ())
-        empty = all(box.ignore for box in shapes)
-        made.append(tile.drop("no_boxes") if empty and not how.keep_empty else tile)
-    return made
+    shapes = boxes.by_window(boxes.loads(sample.boxes), windows, how.iof)
+    return [cut_out(sample, window, each, ()) for window, each in zip(windows, shapes, strict=True)]
 
 
 def shown(whole: Sample) -> Sample:
