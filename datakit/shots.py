@@ -196,7 +196,7 @@ def shifts(image: RawImage, picture: Pixels) -> tuple[tuple[float, float], ...]:
 
 @jit
 def _best_shift(inner, around, reach):  # type: ignore[no-untyped-def]
-    """Where in `around` a patch lies, right and down of the middle, and the correlation there; the nearest of equals."""
+    """Where in `around` a patch lies: right and down of the middle, and correlation there; the nearest of equals."""
     height, width = inner.shape
     count = height * width
     sum_in, squares_in = inner.sum(), (inner * inner).sum()
