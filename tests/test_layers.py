@@ -17,7 +17,7 @@ LAYERS = [
     "buckets validate hand windows",
     "boxes inherit columns measure manifest files index hamming alone bayer codec",
     "narrow scales piece raw",
-    "image place staging stars looks footprints dng",
+    "image place staging stars looks footprints dng views",
     "shots",
     "pixels masks folders ground rules",
     "sources stages run",
