@@ -50,7 +50,7 @@ class Shards(Spec):
         "train", pattern=r"^[A-Za-z0-9_]*$", description='name of the one split; "" keeps the splits of the sources'
     )
 
-    def members(self, image: str, masks: bool, pair: bool) -> tuple[str, ...]:
+    def members(self, image: str, masks: bool, pair: bool = False) -> tuple[str, ...]:
         """The members of every sample, in the order they lie in a shard. image: the suffix of the images."""
         return (image, *[JPG] * pair, "json", *[SEG] * masks, *[TXT] * self.captions)
 
