@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from .. import image
+from .. import codec, image
 from ..image import TIFF
 from .jpeg import Box, Crops
 
@@ -30,8 +30,8 @@ class Unreadable(Exception):
 class Decoder:
     """Gives (H, W, C) uint8 or uint16, contiguous, as shown; 8-bit pictures in RGB, whatever they are stored in.
 
-    TIFF, and PNG of 16 bits, come with all their bands. A thread decodes all its JPEGs into one buffer: what is given
-    is good until it asks for the next.
+    TIFF, and PNG of 16 bits, come with all their bands, a mosaic with its one. A thread decodes all its JPEGs into one
+    buffer: what is given is good until it asks for the next.
     """
 
     def __init__(self) -> None:
@@ -82,6 +82,8 @@ class Decoder:
         return np.ascontiguousarray(image.turned(levels, image.told_orientation(data) or 1))
 
     def other(self, data: bytes) -> Levels:
+        if data[:4] == codec.MAGIC:
+            return codec.decode(data)[:, :, None]
         if data[:4] in TIFF or (data[:4] == _PNG and data[24:25] == bytes([SIXTEEN])):
             with image.quiet():
                 return image.decode_levels(data)

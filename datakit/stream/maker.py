@@ -14,7 +14,11 @@ from ..errors import ShardError
 from . import augment
 from .augment import Crop, Drawn, Scaled, View
 from .decode import Decoder, Levels, Unreadable
+<<<<<<< HEAD
 from .jpeg import Box
+=======
+from .mosaics import Mosaics, fields_of
+>>>>>>> 40b434b7e211d10bfaf53f3295760bd8d94f14c7
 from .overlay import Picked
 from .repeats import Repeated, Shared
 from .tars import Tars
@@ -77,6 +81,7 @@ class Maker:
     kind: Kind | None  # None: images are taken as they come
     most_bad: int
     shared: Shared | None  # where samples are repeated
+    raw: Mosaics | None = None  # what is made of camera RAW
 
     def fill(self, slots: Slots, low: int, high: int) -> None:
         """Make the samples of slots low..high."""
@@ -127,17 +132,26 @@ class Maker:
             return by, box
 
         began = time.perf_counter()
-        member = self.tars.image_of(row)
+        member = self.raw.member(self.tars) if self.raw else self.tars.image_of(row)
         if member is None:
             raise Unfit("no_image", "")
         try:
             data = self.tars.read(row, member)
+            fields = fields_of(self.tars, row) if self.raw else {}
         except OSError as exc:
             raise Unfit("disk", str(exc)) from None
         read = time.perf_counter()
         try:
+<<<<<<< HEAD
             levels = self.decoder(data, wanted if self.shared is None and self.views else None)
         except Unreadable as exc:
+=======
+            if self.raw:
+                levels = self.raw.levels(data, fields)
+            else:
+                levels = self.decoder(data, reduction if self.shared is None and self.reduced else None)
+        except (Unreadable, ShardError, ValueError) as exc:
+>>>>>>> 40b434b7e211d10bfaf53f3295760bd8d94f14c7
             raise Unfit("unreadable", str(exc)) from None
         if self.kind is not None and (levels.shape[2], levels.dtype) != self.kind[:2]:
             raise Unfit(
