@@ -14,11 +14,8 @@ from ..errors import ShardError
 from . import augment
 from .augment import Crop, Drawn, Scaled, View
 from .decode import Decoder, Levels, Unreadable
-<<<<<<< HEAD
 from .jpeg import Box
-=======
 from .mosaics import Mosaics, fields_of
->>>>>>> 40b434b7e211d10bfaf53f3295760bd8d94f14c7
 from .overlay import Picked
 from .repeats import Repeated, Shared
 from .tars import Tars
@@ -142,16 +139,11 @@ class Maker:
             raise Unfit("disk", str(exc)) from None
         read = time.perf_counter()
         try:
-<<<<<<< HEAD
-            levels = self.decoder(data, wanted if self.shared is None and self.views else None)
-        except Unreadable as exc:
-=======
             if self.raw:
                 levels = self.raw.levels(data, fields)
             else:
-                levels = self.decoder(data, reduction if self.shared is None and self.reduced else None)
+                levels = self.decoder(data, wanted if self.shared is None and self.views else None)
         except (Unreadable, ShardError, ValueError) as exc:
->>>>>>> 40b434b7e211d10bfaf53f3295760bd8d94f14c7
             raise Unfit("unreadable", str(exc)) from None
         if self.kind is not None and (levels.shape[2], levels.dtype) != self.kind[:2]:
             raise Unfit(
