@@ -28,6 +28,7 @@ LAYERS = [
     "collect plan query draft collections_page",
     "leave",
     "pipeline status stream",
+    "evaluate",
     "cli_stream",
     "cli",
 ]
