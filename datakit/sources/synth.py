@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SourceError
+from . import synth_imagenet
 from .land import noise
 from .scenes import Box, Scene
 from .synth_check import check, not_covered
@@ -58,21 +59,25 @@ FMOW = {
 
 
 def make(kind: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Writes the embedded collection `kind` ("opticalrs") below a folder; gives its truth, as in truth.json."""
-    if kind != "opticalrs":
-        raise SourceError(f"no embedded collection {kind!r}; there is: opticalrs")
+    """Writes the embedded collection `kind` (opticalrs, imagenet_s) below a folder; gives its truth, see truth.json."""
+    if kind not in ("opticalrs", "imagenet_s"):
+        raise SourceError(f"no embedded collection {kind!r}; there are: opticalrs, imagenet_s")
     if folder.exists() and any(folder.iterdir()) and not (folder / "truth.json").exists():
         raise SourceError(f"{folder}: not empty, and not made by `datakit synth`; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    truth = synth_imagenet.make(folder, seed) if kind == "imagenet_s" else _opticalrs(folder, seed)
+    (folder / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n")
+    return truth
+
+
+def _opticalrs(folder: Path, seed: int) -> dict[str, Any]:
     world = World(folder, seed)
     for collection in (_million_aid, _dota, _inria, _ucmerced, _fmow_rgb, _eurosat_ms, _hrsid):
         collection(world)
     held_out = plant(world)
     world.pack()
     files = sorted(world.truth, key=lambda entry: (entry["source"], entry["name"]))
-    truth = {"kind": kind, "seed": seed, "files": files, "heldout": held_out}
-    (folder / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n")
-    return truth
+    return {"kind": "opticalrs", "seed": seed, "files": files, "heldout": held_out}
 
 
 def _million_aid(world: World) -> None:
