@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from datakit.errors import SourceError
-from datakit.evaluate.imagenet_s import Metrics, boundary_reach_px, match
+from datakit.evaluate.imagenet_s import Metrics, match
+from datakit.evaluate.scores import boundary_reach_px
 
 Mask = NDArray[np.int64]
 NAMES = ["Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure"]
@@ -173,7 +174,7 @@ def test_an_image_that_is_all_ignored_counts_as_an_image() -> None:
         (np.zeros((3, 4), int), np.zeros((4, 3), int), "the prediction is 4 x 3 px, its ground truth 3 x 4"),
         (np.full((3, 4), 51), np.zeros((3, 4), int), "the prediction: id 51: 0 to 50, or 1000"),
         (np.zeros((3, 4), int), np.full((3, 4), 300), "the ground truth: id 300"),
-        (np.full((3, 4), -1), np.zeros((3, 4), int), "the prediction: id -1"),
+        (np.full((3, 4), -1), np.zeros((3, 4), int), "the prediction: ids from -1 to -1"),
         (np.zeros((3, 4)), np.zeros((3, 4), int), "float64"),
         (np.zeros((3, 4, 3), int), np.zeros((3, 4), int), "shape"),
     ],

@@ -31,7 +31,7 @@ LAYERS = [
     "imagenet_build",
     "pipeline status stream",
     "evaluate",
-    "cli_stream",
+    "cli_stream cli_evaluate",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
@@ -93,7 +93,7 @@ def test_imports_go_down() -> None:
         for other in imported(name, path)[0]:
             below = other.split(".")[0]
             if below == top:
-                assert top in ("sources", "stream"), f"{name} must not import {other}: no stage imports another"
+                assert top in ("sources", "stream", "evaluate"), f"{name} must not import {other}: no stage does"
             else:
                 assert LEVEL[below] < LEVEL[top], f"{name} must not import {other}"
 
@@ -101,7 +101,7 @@ def test_imports_go_down() -> None:
 def test_outside_packages_have_one_door() -> None:
     for name, path in modules().items():
         for other in imported(name, path)[1] & set(DOORS):
-            assert name in DOORS[other], f"{name} must not import {other}"
+            assert {name, name.split(".")[0]} & DOORS[other], f"{name} must not import {other}"
 
 
 def test_importing_datakit_is_light() -> None:
