@@ -30,7 +30,7 @@ LAYERS = [
     "kinds running copies imagenet_card",
     "imagenet_build",
     "pipeline status stream",
-    "evaluate",
+    "evaluate add_column",
     "cli_stream cli_evaluate",
     "cli",
 ]
