@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_stream
+from . import __version__, cli_pretrain, cli_stream
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -80,14 +80,19 @@ def parser() -> argparse.ArgumentParser:
     query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
+    work_arguments(verbs)
+    cli_stream.add(verbs)
+    cli_pretrain.add(verbs)
+    return top
+
+
+def work_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = verbs.add_parser("status", help="what is done of the builds of a work folder, what is left, what failed")
     status.add_argument("work", type=Path, help="a work folder")
     status.set_defaults(run=run_status)
-    cli_stream.add(verbs)
     gc = verbs.add_parser("gc", help="free what no build uses any more")
     gc.add_argument("work", type=Path, help="a work folder")
     gc.set_defaults(run=run_gc)
-    return top
 
 
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
