@@ -54,7 +54,7 @@ def pretrain(
     try:
         return run.train()
     finally:
-        run.feed.close()
+        run.close()
         machine.close()
 
 
@@ -154,8 +154,6 @@ class Run:
         seconds = time.monotonic() - began
         if not stopped and self.machine.first:
             self.export()
-        if self.log is not None:
-            self.log.close()
         return {
             "name": self.recipe.name,
             "out": str(self.out),
@@ -241,8 +239,8 @@ class Run:
         keys = self.machine.together(
             [key for keys, fine in finite for key, good in zip(keys, fine, strict=True) if not good]
         )
-        what = f"step {self.step}: loss or gradient is no number, step skipped"
-        self.say(f"{what}: {', '.join(keys[:SHOWN]) or 'of no sample alone'}")
+        named = ", ".join(keys[:SHOWN]) or "no sample alone"
+        self.say(f"step {self.step}: loss or gradient is no number, step skipped: {named}")
         if self.machine.first:
             path = self.out / "nonfinite.jsonl"
             with path.open("a", encoding="utf-8") as file:
@@ -251,7 +249,7 @@ class Run:
         if self.skipped > self.recipe.max_nonfinite:
             raise StageError(
                 f"{self.skipped} steps were skipped for losses that are no numbers, more than max_nonfinite "
-                f"{self.recipe.max_nonfinite}; the last, step {self.step}, had {', '.join(keys[:SHOWN])}. All are in "
+                f"{self.recipe.max_nonfinite}; the last, step {self.step}, for {named}. All are in "
                 f"{self.out / 'nonfinite.jsonl'}; the last checkpoint is from before"
             )
 
@@ -285,6 +283,12 @@ class Run:
             self.log.picture(
                 self.step, self.objective.pictures(self.module, batch, progress, generator, self.feed.numbers)
             )
+
+    def close(self) -> None:
+        """Let go of files and of what was made ahead."""
+        self.feed.close()
+        if self.log is not None:
+            self.log.close()
 
     def export(self) -> None:
         """What other programs load: of the mean of the weights, if there is one."""
