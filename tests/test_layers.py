@@ -47,7 +47,7 @@ DOORS = {
         "semantic",
     },
     "distributed": {"engine"},
-    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae"},
+    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae", "evaluate.encoder"},
     "dask": {"engine"},
     "rawpy": {"raw"},
     "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},

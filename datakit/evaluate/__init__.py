@@ -1,0 +1,1 @@
+"""What an encoder has learnt, measured on frozen features."""
