@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RecipeError
 
@@ -54,9 +54,23 @@ def blocks(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def named(*names: Iterable[str]) -> str:
+def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model its weights, all of them. RecipeError names those that are missing, left or of another shape."""
+    own = model.state_dict()
+    wrong = {
+        "missing": own.keys() - state.keys(),
+        "not known": state.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape},
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{what}: {named(names)}" for what, names in wrong.items() if names)
+        raise RecipeError(f"weights are not those of {type(model).__name__}: {told}")
+    model.load_state_dict(state)
+
+
+def named(names: Iterable[str]) -> str:
     """Some names, the first of them if there are many."""
-    every = sorted(name for of in names for name in of)
+    every = sorted(names)
     return ", ".join(every[:NAMED]) + (f" and {len(every) - NAMED} more" if len(every) > NAMED else "")
 
 

@@ -49,6 +49,7 @@ class MAE(Masked):
     def select(
         self, images: Tensor, progress: float = 0.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
+        self.check(images)
         order = noise(images.new_empty(len(images), self.length, dtype=torch.float32), generator).argsort(1)
         return order[:, : self.seen], order[:, self.seen :]
 

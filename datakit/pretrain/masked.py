@@ -150,9 +150,7 @@ class Masked(nn.Module):
         """
         state = exchange.used(state_dict)
         model = cls(**{**exchange.sizes(state, SIZES), **arguments})
-        wrong = model.load_state_dict(state, strict=False)
-        if wrong.missing_keys or wrong.unexpected_keys:
-            raise RecipeError(f"{cls.__name__}: not its weights: {exchange.named(*wrong)}")
+        exchange.load(model, state)
         return model
 
     def export_timm(
@@ -176,6 +174,14 @@ class Masked(nn.Module):
     def length(self) -> int:
         """How many patches an image has."""
         return self.grid[0] * self.grid[1]
+
+    def check(self, images: Tensor) -> None:
+        """RecipeError where images are not of the model's size."""
+        size = self.patch_embed.proj.in_channels, *(n * self.patch_size for n in self.grid)
+        if images.shape[1:] != size:
+            raise RecipeError(
+                f"images of {tuple(images.shape[1:])}: the model takes {size}: bands, height and width in px"
+            )
 
     def share(self, ratio: float) -> int:
         """So many of an image's patches, rounded down."""
@@ -215,13 +221,9 @@ class Masked(nn.Module):
 
     def _pixels(self, images: Tensor, ids: Tensor) -> Tensor:
         """Pixels of some patches, (B, n, C, P, P)."""
-        (rows, columns), size, bands = self.grid, self.patch_size, self.patch_embed.proj.in_channels
-        if images.shape[1:] != (bands, rows * size, columns * size):
-            raise RecipeError(
-                f"images of {tuple(images.shape[1:])}: the model takes {(bands, rows * size, columns * size)}: bands, "
-                "height and width in px"
-            )
-        parts = images.reshape(len(images), bands, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+        self.check(images)
+        (rows, columns), size = self.grid, self.patch_size
+        parts = images.reshape(*images.shape[:2], rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         return parts[torch.arange(len(ids), device=ids.device).unsqueeze(1), ids // columns, ids % columns]
 
     def _pictures(self, pixels: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ class SelectiveMAE(Masked):
         Targets are the selector's first of what is not seen. Similarity is that of the patches' embeddings with their
         positions, as released: near is also near in the image.
         """
+        self.check(images)
         mix = self.curriculum.at(progress)
         rank = priorities(images, self.patch_size, self.selector, generator)
         free = torch.ones_like(rank, dtype=torch.bool)
