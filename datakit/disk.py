@@ -29,23 +29,27 @@ PARTIAL = ".partial"  # folder in OUT of what is being written, while a build go
 NEIGHBOURS = 8  # files that are looked at where one cannot be read
 PIECE_BYTES = 1 << 20
 ROW_GROUP = 4096  # records; a shard reads only the groups that it needs
+FEW = 64  # records, up to which packing a table and unpacking it takes longer than all else about it
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-def commit(table: pa.Table, path: Path, folder: Path, once: bool = False) -> None:
+def commit(table: pa.Table, path: Path, folder: Path, once: bool = False) -> bool:
     """Write a table in `folder`, on the same disk, and give it its name when it is whole.
 
-    once: where the name is taken already, what has it stays.
+    once: where the name is taken already, what has it stays. Gives whether the name is ours.
     """
     temporary = folder / path.name
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, row_group_size=ROW_GROUP)
+    packed = "zstd" if table.num_rows > FEW else "none"
+    pq.write_table(table, temporary, compression=packed, use_dictionary=False, row_group_size=ROW_GROUP)
     sync(temporary)
+    is_ours = True
     if once:
-        link(temporary, path)
+        is_ours = link(temporary, path)
     else:
         temporary.replace(path)
     sync(path.parent)
+    return is_ours
 
 
 def commit_text(text: str, path: Path, folder: Path) -> None:
@@ -108,17 +112,19 @@ def close_out(out: Root) -> None:
         (out / PARTIAL / path).unlink(missing_ok=True)
 
 
-def link(temporary: Path, path: Path) -> None:
-    """Give a file a name that it alone may take; nothing happens where another file has it."""
+def link(temporary: Path, path: Path) -> bool:
+    """Give a file a name that it alone may take; nothing happens where another file has it, which is False."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        return
+        return False
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        if not path.exists():  # a disk that knows no links
-            temporary.replace(path)
+        if path.exists():
+            return False
+        temporary.replace(path)  # a disk that knows no links
+    return True
 
 
 def here() -> str:

@@ -11,7 +11,7 @@ import os
 import pickle
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,9 @@ from .run import explained
 
 T = TypeVar("T")
 R = TypeVar("R")
-IN_FLIGHT = 2  # tasks a worker: one in hand, one waiting
+IN_FLIGHT = 2  # trips a worker: one in hand, one waiting
+TRIP_S = 0.1  # a task costs Dask 6 ms of three processes: quick ones go together, as many as a worker does in this time
+MOST_A_TRIP = 16
 MOST_DEATHS = 3  # that Dask may report of one task before we give up; it has tried several times each
 WAIT_S = 5.0  # between two looks at the cluster while no task ends
 LOST_S = 20.0  # without a scheduler
@@ -51,13 +53,18 @@ class Guarded:
     token: Path | None = None  # a folder below WORK/tmp
     versions: tuple[str, ...] = ()
 
-    def __call__(self, item: Any) -> Any:
+    def __call__(self, items: Sequence[Any]) -> tuple[list[Any], float]:
+        """What comes of the first items, one at least and what TRIP_S leaves time for; and the seconds it took."""
+        began = time.monotonic()
         has_bytes = self.check()
         works_for(self.token)
-        if not hasattr(item, "only"):
-            return self.task(item)
         limits = self.limits if self.limits.memory_bytes else replace(self.limits, memory_bytes=has_bytes)
-        return alone.safely(self.task, limits, item)
+        results = []
+        for item in items:
+            results.append(alone.safely(self.task, limits, item) if hasattr(item, "only") else self.task(item))
+            if time.monotonic() - began > TRIP_S:
+                break
+        return results, time.monotonic() - began
 
     def check(self) -> int:
         """Memory of this worker; StageError where it would make other bytes, or does not see the folder of parts."""
@@ -156,14 +163,15 @@ class Engine:
         room = self._room()
         looked = time.monotonic()
         try:
-            for item in (*first, *islice(waiting, room - len(first))):
-                flight.send(item)
-            while flight.items:
+            flight.send(first)
+            while True:
+                while len(flight.trips) < room and (items := list(islice(waiting, flight.size))):
+                    flight.send(items)
+                if not flight.trips:
+                    return
                 yield from flight.land(self._look)
                 if self.scheduler and time.monotonic() - looked > WAIT_S:  # workers come and go
                     room, looked = self._room(), time.monotonic()
-                for item in islice(waiting, max(room - len(flight.items), 0)):
-                    flight.send(item)
         except (CancelledError, CommClosedError) as exc:
             raise StageError(self._lost()) from exc
         finally:
@@ -230,34 +238,35 @@ class Engine:
 
 @dataclass(frozen=True)
 class Packed:
-    """A task that is done where it is unpickled: all that Dask sees of it are bytes and a function of Python's own.
+    """Tasks that are done where they are unpickled: all that Dask sees are bytes and a function of Python's own.
 
     A function of ours cannot be unpacked where datakit is not installed: that ends the connection of a worker, which
     looks as if it had died.
     """
 
     task: Guarded
-    item: Any
+    items: list[Any]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return operator.call, (self.task, self.item)
+        return operator.call, (self.task, self.items)
 
 
 class Flight:
-    """Tasks that are with the workers."""
+    """Tasks that are with the workers, several a trip where they are quick."""
 
     def __init__(self, client: Any, task: Guarded) -> None:
         self.client, self.task = client, task
-        self.items: dict[str, tuple[Any, Any, int]] = {}  # future, item and deaths so far, by key
+        self.trips: dict[str, tuple[Any, list[Any], int]] = {}  # future, items and deaths so far, by key
         self.ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.size = 1  # items that the next trip should have
 
-    def send(self, item: Any, deaths: int = 0) -> None:
-        future = self.client.submit(pickle.loads, pickle.dumps(Packed(self.task, item)), pure=False)
-        self.items[future.key] = future, item, deaths
+    def send(self, items: list[Any], deaths: int = 0) -> None:
+        future = self.client.submit(pickle.loads, pickle.dumps(Packed(self.task, items)), pure=False)
+        self.trips[future.key] = future, items, deaths
         future.add_done_callback(self.ended.put)
 
     def land(self, look: Callable[[], None]) -> Iterator[Any]:
-        """The result of one task that has ended; none if its workers died and it was sent again."""
+        """The results of one trip that has ended; none if its workers died. What it did not do is sent again."""
         from distributed.scheduler import KilledWorker
 
         while True:
@@ -266,9 +275,9 @@ class Flight:
                 break
             except queue.Empty:
                 look()
-        _, item, deaths = self.items.pop(future.key)
+        _, items, deaths = self.trips.pop(future.key)
         try:
-            result = fetched(future, look)
+            results, took_s = fetched(future, look)
         except RuntimeError as exc:
             if "deserialization" not in str(exc):
                 raise
@@ -280,19 +289,22 @@ class Flight:
             ) from exc
         except KilledWorker as exc:
             if deaths == MOST_DEATHS:
-                what = getattr(item, "path", type(item).__name__)
+                what = getattr(items[0], "path", type(items[0]).__name__)
                 raise StageError(
                     f"workers died again and again on {what}: too little memory? Give --memory, or fewer --workers"
                 ) from exc
-            self.send(item, deaths + 1)
+            self.send(items, deaths + 1)
             return
-        yield result
+        if rest := items[len(results) :]:
+            self.send(rest)
+        self.size = min(max(int(len(results) * TRIP_S / max(took_s, 1e-6)), 1), 2 * len(results), MOST_A_TRIP)
+        yield from results
 
     def cancel(self) -> None:
         """Give up what is still with the workers, without waiting for anybody."""
-        for future, _, _ in self.items.values():
+        for future, _, _ in self.trips.values():
             future.release()
-        self.items.clear()
+        self.trips.clear()
 
 
 def fetched(future: Any, look: Callable[[], None]) -> Any:

@@ -137,8 +137,8 @@ def make_part(job: Job) -> Done:
         for file in beside:
             sync(file)
             file.replace(job.path.parent / file.name)
-        write_part(made, job.path, folder, funnel)
-        funnel = read_done(job.path).funnel
+        if not write_part(made, job.path, folder, funnel):
+            funnel = read_done(job.path).funnel
     read: Counter[str] = Counter()
     sources, names, sizes = (came.column(name).to_pylist() for name in ("source", "name", "file_bytes"))
     for (source, _), size in dict(zip(zip(sources, names, strict=True), sizes, strict=True)).items():
@@ -177,9 +177,12 @@ def kept_rows(table: pa.Table) -> pa.Table:
     return table if pc.all(keeps, min_count=0).as_py() else table.filter(keeps)
 
 
-def write_part(table: pa.Table, path: Path, folder: Path, funnel: Funnel) -> None:
-    """Write a part, with its counts in the metadata; one that is there stays, for others may have been made from it."""
-    commit(table.replace_schema_metadata({FUNNEL: funnel.to_json()}), path, folder, once=True)
+def write_part(table: pa.Table, path: Path, folder: Path, funnel: Funnel) -> bool:
+    """Write a part, with its counts in the metadata; one that is there stays, for others may have been made from it.
+
+    Gives whether there was none.
+    """
+    return commit(table.replace_schema_metadata({FUNNEL: funnel.to_json()}), path, folder, once=True)
 
 
 def read_done(path: Path) -> Done:
