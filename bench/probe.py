@@ -36,6 +36,7 @@ from datakit.pretrain.recipe import Pretrain
 from datakit.pretrain.schedule import seed_of
 from datakit.pretrain.train import INITIAL, pretrain
 from datakit.pretrain.trained import Trained
+from datakit.recipe import parse_changes, put
 from datakit.sources.land import KINDS
 from datakit.sources.scenes import draw
 
@@ -119,6 +120,9 @@ def main() -> None:
         for seed in range(args.seeds):
             began = time.monotonic()
             plain = {**RECIPE, "data": str(folder / "learn.tar"), "seed": seed, "budget": {"samples": args.samples}}
+            plain = json.loads(json.dumps(plain))
+            for key, value in parse_changes(args.set).items():
+                put(plain, key, value)
             recipe = Pretrain.model_validate(plain)
             out = Path(made) / f"run{seed}"
             losses.append(pretrain(recipe, out, say=lambda _: None, accelerator="cpu")["loss"])
