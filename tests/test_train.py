@@ -161,6 +161,26 @@ def test_other_ranks_go_on_with_the_same_samples(shards: Path, tmp_path: Path) -
         assert (tmp_path / "a" / "pruned" / name).read_bytes() == (tmp_path / "b" / "pruned" / name).read_bytes()
 
 
+MASKED_RANKS = """
+import sys
+from pathlib import Path
+from training import recipe
+from datakit.pretrain.train import pretrain
+
+one = recipe(Path(sys.argv[1]), budget={"samples": 16}, micro_batch=2, pictures_every=1, ema=0.5)
+pretrain(one, sys.argv[2], accelerator="cpu")
+"""
+
+
+def test_autoencoders_train_on_ranks(shards: Path, tmp_path: Path) -> None:
+    """All their parameters get gradients: torch's DDP looks for none that do not."""
+    (tmp_path / "ranked.py").write_text(MASKED_RANKS)
+    on_two_ranks(tmp_path / "ranked.py", shards, tmp_path / "run")
+    assert [line["samples"] for line in told(tmp_path / "run")] == [8, 16]
+    assert len(list((tmp_path / "run" / "pictures").iterdir())) == 2
+    assert (tmp_path / "run" / "export" / "config.json").exists()
+
+
 def test_steps_are_the_same_in_micro_batches(shards: Path, tmp_path: Path) -> None:
     """The same samples and the same mean, whatever they are made in."""
     for micro in (8, 2):

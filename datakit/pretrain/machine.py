@@ -38,7 +38,7 @@ class Machine:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
         kind = accelerator_of(accelerator)
         plugin = Autocast(HALF[precision], kind) if precision in HALF else Precision()  # type: ignore[arg-type]
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if world > 1 else "auto"
+        strategy = DDPStrategy(gradient_as_bucket_view=True) if world > 1 else "auto"
         self.fabric = Fabric(
             accelerator=kind, devices=local, num_nodes=world // local, strategy=strategy, plugins=[plugin]
         )
