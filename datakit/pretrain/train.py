@@ -267,11 +267,9 @@ class Run:
             line["pruned"] = len(self.feed.pruned.dropped)
         if self.log is not None:
             self.log.write(line)
-        loss = "-" if line.get("loss") is None else f"{line['loss']:.4f}"
-        self.say(
-            f"step {self.step} {self.feed.progress:.1%} loss {loss} "
-            f"{line['images_per_s']:.1f} img/s wait {line['wait_share']:.1%}"
-        )
+        loss = f"{line['loss']:.4f}" if "loss" in line else "-"
+        speed = f"{line['images_per_s']:.1f} img/s{', pruned' * bool(self.recipe.prune)}, wait {line['wait_share']:.1%}"
+        self.say(f"step {self.step} {self.feed.progress:.1%} loss {loss} {speed}")
 
     def picture(self, batch: Batch, progress: float) -> None:
         """What the module makes of some samples, every so many steps."""
