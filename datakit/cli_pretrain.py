@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
-
 Verbs = Any  # argparse names this class with an underscore
 
 
