@@ -27,7 +27,7 @@ class Feed:
     """Micro-batches of one rank. `epoch`, `step`: the epoch, and steps of it that are done. `steps`: that it has.
 
     micro_batch: samples of this rank at once; `accumulate` of them are its part of a step. numbers: mean and deviation
-    that images are normalised by. budget: of the run, in samples. folder: where what epochs leave out is written.
+    that images are normalised by. budget: of the run, in samples. folder: of the run, on its first rank.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class Feed:
             if overlay or len(before.dropped):
                 self.loader = self.made((overlay,) if overlay else ())
             if overlay and self.folder is not None:
-                self.folder.mkdir(exist_ok=True)
-                Overlay.write(self.folder / f"epoch-{epoch:05}.parquet", "drop", self.pruned.dropped)
+                (self.folder / "pruned").mkdir(parents=True, exist_ok=True)
+                Overlay.write(self.folder / "pruned" / f"epoch-{epoch:05}.parquet", "drop", self.pruned.dropped)
         self.steps = self.loader.samples // self.recipe.batch
         if not self.steps:
             raise RecipeError(f"prune: epoch {epoch} has {self.loader.samples} samples left: less than one step")
