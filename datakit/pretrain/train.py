@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a step came to: means of its losses; whether a loss or the gradient is no number; whether a rank is to stop."""
+    """What a step came to: mean losses; whether a loss or the gradient is no number; whether a rank is to stop."""
 
     losses: dict[str, float]
     bad: bool
