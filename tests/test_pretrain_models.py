@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from worlds import scene
 
 from datakit.errors import RecipeError
@@ -182,20 +183,36 @@ def test_encode_decode_and_loss_are_the_published_sums(kind: type[Masked], norme
         assert float(losses[n]) == pytest.approx(plain_loss(image, expected, targets, 4, normed), rel=1e-5)
 
 
+@pytest.mark.parametrize("halved", [False, True])
 @pytest.mark.parametrize("kind", [MAE, SelectiveMAE])
-def test_every_parameter_gets_a_gradient(kind: type[Masked]) -> None:
+def test_every_parameter_gets_a_gradient(kind: type[Masked], halved: bool) -> None:
+    """Also where tokens have been made of halved weights without gradients before, to be compared."""
     model = made(kind)
-    model(drawn(2, 3, 20, 28), 0.1, keyed(0)).mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+        losses = model(drawn(2, 3, 20, 28), 0.1, keyed(0))
+    assert losses.dtype == torch.float32
+    losses.mean().backward()
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
+
+
+@pytest.mark.parametrize("kind", [MAE, SelectiveMAE])
+def test_one_graph_is_compiled_for_all_of_a_run(kind: type[Masked]) -> None:
+    torch._dynamo.reset()
+    model, counter = made(kind), CompileCounter()
+    compiled, images = torch.compile(model, backend=counter), drawn(2, 3, 20, 28)
+    for progress in 0.0, 0.2, 0.36, 0.37, 0.5, 0.73, 0.74, 1.0:
+        losses = compiled(images, progress, keyed(1))
+        assert torch.allclose(losses, model(images, progress, keyed(1)), atol=1e-5)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_size_shape_and_number_of_bands(data: st.DataObject) -> None:
-    rows, columns, bands, size = (data.draw(st.integers(low, high)) for low, high in ((3, 6), (3, 6), (1, 6), (1, 9)))
+    rows, columns, bands, size = (data.draw(st.integers(low, high)) for low, high in ((3, 6), (3, 6), (1, 6), (2, 9)))
     kind = data.draw(st.sampled_from([MAE, SelectiveMAE]))
-    size = max(size, 2)
     hidden = {"mask_ratio": 0.7}
     model = kind((rows * size, columns * size), size, bands, **TINY, **hidden)  # type: ignore[arg-type]
     images = drawn(2, bands, rows * size, columns * size)
@@ -365,6 +382,9 @@ def test_wrong_sizes_are_refused() -> None:
         for images in drawn(2, 3, 40, 32), drawn(2, 4, 32, 32):
             with pytest.raises(RecipeError, match="images of"):
                 model(images, 0.9)
+        with pytest.raises(RecipeError, match="norm_pix_loss"):
+            kind(8, 1, 1, **TINY)  # type: ignore[arg-type]
+        assert kind(8, 1, 1, **TINY, norm_pix_loss=False)(drawn(1, 1, 8, 8), 0.2).isfinite()  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="selector"):
         SelectiveMAE(32, 8, **TINY, selector="edges")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="target_ratio"):

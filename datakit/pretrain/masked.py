@@ -70,6 +70,10 @@ class Masked(nn.Module):
         for name, dim, heads in ("", embed_dim, num_heads), ("decoder_", decoder_embed_dim, decoder_num_heads):
             if dim % heads or dim % 4:
                 raise RecipeError(f"{name}embed_dim: {dim}: a multiple of 4 and of {name}num_heads, {heads}")
+        if norm_pix_loss and patch_size**2 * in_chans == 1:
+            raise RecipeError(
+                "norm_pix_loss: a patch of 1 number has no deviation: larger patches, or no norm_pix_loss"
+            )
         self.patch_size, self.norm_pix_loss = patch_size, norm_pix_loss
         self.grid = height // patch_size, width // patch_size
         self.patch_embed = PatchEmbed((height, width), patch_size, in_chans, embed_dim)
@@ -95,8 +99,11 @@ class Masked(nn.Module):
         """Pixels of some patches from others, (B, T, P*P*C), as the loss wants them."""
 
     def forward(self, images: Tensor, progress: float, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of each image, (B,) float32, at a share of the run, 0..1; all that is random is the generator's."""
-        visible_ids, target_ids = self.select(images, progress, generator)
+        """The loss of each image, (B,) float32, at a share of the run, 0..1; all that is random is the generator's.
+
+        Compiled, it is one graph for all of the run: patches are chosen outside of it, by steps that change.
+        """
+        visible_ids, target_ids = self._selected(images, progress, generator)
         return self.loss(images, self.predict(images, visible_ids, target_ids), target_ids)
 
     def encode(self, images: Tensor, visible_ids: Tensor) -> Tensor:
@@ -200,6 +207,10 @@ class Masked(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))  # as a linear layer's
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _selected(self, images: Tensor, progress: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        return self.select(images, progress, generator)
 
     def _arguments(self) -> dict[str, Any]:
         """What timm's VisionTransformer is to be made with."""

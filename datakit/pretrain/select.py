@@ -95,30 +95,29 @@ def grow(
 ) -> Tensor:
     """As `expand`, each step by a mix of modes. Tokens are not asked for where all are random: None will do."""
     free = torch.ones(len(seed_ids), length, dtype=torch.bool, device=seed_ids.device).scatter_(1, seed_ids, False)
-    chosen, fresh = [seed_ids], seed_ids
-    alike = set(mix) != {"random"} and any(mix.get(mode) for mode in ("near", "far"))
-    if alike and tokens is None:
-        raise RecipeError("tokens: none; near and far are measured between tokens")
-    unit = F.normalize(tokens.float(), dim=-1) if alike and tokens is not None else None
-    nearest: Tensor | None = None
+    unit: Tensor | None = None
+    if mix.get("near") or mix.get("far"):
+        if tokens is None:
+            raise RecipeError("tokens: none, and near and far are measured between them")
+        unit = F.normalize(tokens.float(), dim=-1)
+    nearest = torch.full(free.shape, -1.0, device=free.device)
+    chosen, fresh = seed_ids, seed_ids
     for step in range(steps):
-        size = count // steps if step < steps - 1 else count - (steps - 1) * (count // steps)
         if unit is not None:
-            now = similarity(unit, fresh)
-            nearest = now if nearest is None else torch.maximum(nearest, now)
-        added = []
+            nearest = torch.maximum(nearest, similarity(unit, fresh))
+        before = chosen.shape[1]
+        size = count // steps if step < steps - 1 else count - (steps - 1) * (count // steps)
         for mode, number in shared_out(mix, size):
-            score = noise(free, generator) if nearest is None or mode == "random" else nearest
-            ids = best(-score if mode == "far" else score, number, free)
+            score = noise(free, generator) if mode == "random" else nearest if mode == "near" else -nearest
+            ids = best(score, number, free)
             free.scatter_(1, ids, False)
-            added.append(ids)
-        chosen += added
-        fresh = torch.cat(added, 1) if added else fresh[:, :0]
-    return torch.cat(chosen, 1)
+            chosen = torch.cat([chosen, ids], 1)
+        fresh = chosen[:, before:]
+    return chosen
 
 
 def similarity(unit: Tensor, ids: Tensor) -> Tensor:
-    """Cosine of each token to the most similar of some, (B, L); tokens (B, L, D) of length 1, ids (B, n)."""
+    """Cosine of each token to the most similar of some, (B, L), -1 to none; unit (B, L, D) of length 1, ids (B, n)."""
     with torch.autocast(unit.device.type, enabled=False):  # 8 bits would make ties of them
         return (unit @ taken(unit, ids).mT).amax(-1) if ids.shape[1] else unit.new_full(unit.shape[:2], -1.0)
 
