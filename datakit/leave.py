@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import __version__, card, image, index
+from . import __version__, card, coco_left, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
 from .disk import PARTIAL, becoming, close_out, sync
@@ -31,10 +31,10 @@ from .recipe import Recipe
 from .remote import Root, root_of
 from .run import Funnel
 from .sample import digest
-from .stages.shards import ShardJob, notes_of, written
+from .stages.shards import ShardJob, Tarred, notes_of, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
-NOT_LEFT += ["mask", "mask_bytes"]
+NOT_LEFT += ["mask", "mask_bytes", "twin"]
 NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits", "turned"]
 NOTES = tuple(f"{stage}.json" for stage in STAGES)
 REPORTED = "duplicates.parquet"
@@ -69,10 +69,14 @@ def finish(
     shards = [written_shard(job) for job in jobs]
     for name in story.shards_before - {s.name for s in shards}:
         (story.out / name).unlink(missing_ok=True)
-    members = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
+    members = recipe.members()
     write_samples(jobs, out, members)
     out.put("dropped.parquet", lambda path: dropped.write(path, NOT_LEFT))
     notes = write_notes(decided, out)
+    sidecars = [job.sidecar for job in jobs]
+    cocos = coco_left.coco_files(recipe, story.roots, story.labels, story.work, sidecars)
+    for name, coco in cocos.items():
+        out.put_text(name, json.dumps(coco))
     small = [pq.read_table(job.path) for job in pictures]
     table = pa.concat_tables(small) if small else PICTURES.empty_table()
     out.put("pictures.parquet", lambda path: write_table(table, path))
@@ -90,10 +94,12 @@ def finish(
         counts=tuple(counts(story.funnels)),
         files={},
     )
-    out.put_text("README.md", card.text(manifest, decided.about))
-    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes)
+    told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
+    out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
+    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
-    out.put_text(TIMINGS, timings(story))
+    at = story.out, story.work, story.roots
+    out.put_text(TIMINGS, timings(at, story.seconds, story.counts, story.part_seconds, story.read_bytes))
     out.put_text("manifest.json", manifest.to_json())
     close_out(story.out)
     return manifest
@@ -118,23 +124,23 @@ class Out:
         self.put(name, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def shards_before(recipe: Recipe, out: Root, work: Path) -> set[str]:
-    """Names of the shards that earlier builds of this recipe left in OUT, whole or not: nobody else's are ever removed.
+def shards_before(name: str, out: Root, work: Path) -> set[str]:
+    """Names of the shards that earlier builds of a set left in OUT, whole or not: nobody else's are ever removed.
 
     StageError if another set lies there.
     """
-    ours = re.compile(rf"{re.escape(recipe.name)}-\w*-\d{{6}}\.tar")
+    ours = re.compile(rf"{re.escape(name)}-(?:train-semi|\w*)-\d{{6}}\.tar")
     before = [path for path in (out / "manifest.json", out / BEFORE) if path.exists()]
     names = {note.stem for note in notes_of(work, out).glob("*.json") if ours.fullmatch(note.stem)}
     for path in before:
         there = Manifest.load(path)
-        if there.name != recipe.name:
+        if there.name != name:
             raise StageError(f"{out} holds another set, {there.name}: name another folder with --out")
         names |= {shard.name for shard in there.shards}
     return names
 
 
-def written_shard(job: ShardJob) -> Shard:
+def written_shard(job: Tarred) -> Shard:
     about = written(job)
     if about is None:
         raise StageError(
@@ -235,18 +241,25 @@ def counts(funnels: dict[str, Funnel]) -> list[Count]:
     ]
 
 
-def timings(story: Story) -> str:
-    """The one file that may differ between two builds of the same."""
+def timings(
+    at: tuple[Root, Path, dict[str, Root]],
+    seconds: dict[str, float],
+    counts: Counter[str],
+    part_seconds: dict[str, dict[str, float]],
+    read_bytes: dict[str, Counter[str]],
+) -> str:
+    """The one file that may differ between two builds of the same. at: OUT, WORK, and where each source lies."""
+    out, work, roots = at
     plain = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "out": str(story.out),
-        "work": str(story.work),
-        "roots": {name: str(root) for name, root in sorted(story.roots.items())},
-        "seconds": {k: round(v, 3) for k, v in story.seconds.items()},
-        "worker_seconds": {k: {s: round(v, 3) for s, v in by.items()} for k, by in story.part_seconds.items()},
-        "read_bytes": story.read_bytes,
-        "work_done": dict(sorted(story.counts.items())),
+        "out": str(out),
+        "work": str(work),
+        "roots": {name: str(root) for name, root in sorted(roots.items())},
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "worker_seconds": {k: {s: round(v, 3) for s, v in by.items()} for k, by in part_seconds.items()},
+        "read_bytes": read_bytes,
+        "work_done": dict(sorted(counts.items())),
     }
     return json.dumps(plain, indent=1) + "\n"
 

@@ -57,6 +57,15 @@ class CocoJson(Spec):
     kind: Literal["coco"] = "coco"
     path: str = Field(description="the JSON file, within the collection")
     images: str = Field("", description="folder within the collection that file_name is relative to")
+    split: str = Field("", pattern=r"^[A-Za-z0-9_]*$", description="of the images that it lists")
+    downsampled: str = Field("", description="the same, of images reduced for `view: downsampled`, where it is there")
+
+
+class Twin(Spec):
+    """The camera's own JPEG of the same shot, beside a RAW: boxes refer to it as it is shown."""
+
+    kind: Literal["twin"] = "twin"
+    path: str = "{dir}/{stem}.JPG"
 
 
 class GeoJson(Spec):
@@ -151,7 +160,7 @@ class Captions(Spec):
 
 
 Labels = Annotated[
-    ClassFolders | DotaText | VocXml | CocoJson | GeoJson | MaskRaster | FmowJson | Captions,
+    ClassFolders | DotaText | VocXml | CocoJson | Twin | GeoJson | MaskRaster | FmowJson | Captions,
     Field(discriminator="kind"),
 ]
 
@@ -189,6 +198,13 @@ class Split(Spec):
     bytes: int | None = Field(None, ge=0, description="of its files, as published")
 
 
+class ListFile(Spec):
+    """A text file of the publisher that tells splits: its lines that are not empty, and its digest."""
+
+    lines: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Collection(Spec):
     """A public collection. What could not be verified is null; `facts` gives the page of each fact."""
 
@@ -210,6 +226,7 @@ class Collection(Spec):
     versions: dict[str, dict[str, int]] = Field(
         {}, description='counts of other published versions, by split; "all" is the total'
     )
+    lists: dict[str, ListFile] = Field({}, description="the publisher's lists that a build reads, as published")
     role: Literal["pretrain", "evaluation"] = "pretrain"
     acquisition: re.Pattern[str] | None = Field(
         None, description="of a name; its group is the same for the products of one acquisition, here and in its twins"

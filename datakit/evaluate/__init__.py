@@ -1,1 +1,1 @@
-"""What an encoder has learnt, measured on frozen features."""
+"""How good a model is, measured as those measure it who published the numbers to compare with."""
