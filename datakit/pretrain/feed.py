@@ -17,7 +17,8 @@ from ..errors import RecipeError, ShardError
 from ..stream import Loader, Overlay, Views
 from ..stream.batch import Batch
 from ..stream.normalise import MeanStd
-from .prune import Gather, Pruned, Scores, prune
+from .machine import Machine
+from .prune import Pruned, Scores, prune
 from .recipe import Pretrain
 
 EVERYTHING = Pruned(np.empty(0, np.int64), np.empty(0, np.int64), 1.0)
@@ -30,11 +31,9 @@ class Feed:
     that images are normalised by. budget: of the run, in samples. folder: of the run, on its first rank.
     """
 
-    def __init__(
-        self, recipe: Pretrain, rank: int, world_size: int, device: torch.device, folder: Path | None = None
-    ) -> None:
-        self.recipe, self.ranks, self.device, self.folder = recipe, (rank, world_size), device, folder
-        self.micro_batch, self.accumulate = split(recipe, world_size)
+    def __init__(self, recipe: Pretrain, machine: Machine, folder: Path | None = None) -> None:
+        self.recipe, self.machine, self.folder = recipe, machine, folder
+        self.micro_batch, self.accumulate = split(recipe, machine.world_size)
         loading = recipe.objective.loading()
         self.loading, self.transform = loading, loading.transform
         self.epoch = self.step = self.seen = 0
@@ -45,7 +44,9 @@ class Feed:
         self.whole = self.steps = self.loader.samples // recipe.batch
         if not self.whole:
             raise RecipeError(f"batch: {recipe.batch}: the set has {self.loader.samples} samples, less than one step")
-        if self.loader.numbers is not None:  # those of the whole set, whatever an epoch leaves out
+        if (
+            isinstance(self.transform, Views) and self.loader.numbers is not None
+        ):  # those of the whole set, whatever an epoch leaves out
             mean, std = self.numbers
             self.transform = Views(self.transform.views, {"mean": mean, "std": std})
         self.budget = recipe.budget.of(self.whole * recipe.batch)
@@ -55,6 +56,7 @@ class Feed:
     def made(self, pruned: tuple[Overlay, ...]) -> Loader:
         """A loader, of what an epoch leaves."""
         feeding = self.recipe.feeding.model_dump()
+        feeding["threads"] = feeding["threads"] or self.machine.threads
         return Loader(
             self.recipe.source,
             self.micro_batch,
@@ -62,9 +64,9 @@ class Feed:
             transform=self.transform,
             columns=self.loading.columns,
             classes=self.loading.classes,
-            rank=self.ranks[0],
-            world_size=self.ranks[1],
-            device=self.device,
+            rank=self.machine.rank,
+            world_size=self.machine.world_size,
+            device=self.machine.device,
             remainder="drop",
             overlay=[*self.recipe.overlay, *pruned],
             **feeding,
@@ -92,12 +94,12 @@ class Feed:
         if self.scores is not None:
             self.scores.note(batch.ids, losses)
 
-    def done(self, gather: Gather) -> None:
+    def done(self) -> None:
         """A step is done, on all ranks; after the last one of an epoch the next begins."""
         self.step, self.seen = self.step + 1, self.seen + self.recipe.batch
         if self.step == self.steps:
             if self.scores is not None:
-                self.scores.gather(gather)
+                self.scores.gather(self.machine.gather)
             self.close()
             self.enter(self.epoch + 1)
 
@@ -128,11 +130,11 @@ class Feed:
         if batches is not None:
             batches.close()  # type: ignore[attr-defined]
 
-    def state_dict(self, gather: Gather) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the run is. To be asked for on all ranks, between steps."""
         scores = None
         if self.scores is not None:
-            self.scores.gather(gather)
+            self.scores.gather(self.machine.gather)
             scores = {"now": self.scores.state_dict(), "before": self._scores_before}  # before: as the epoch began
         return {"epoch": self.epoch, "step": self.step, "seen": self.seen, "scores": scores}
 

@@ -80,7 +80,7 @@ class Run:
         self.recipe, self.out, self.machine = recipe, out, machine
         self.say: Say = say if machine.first else _silent
         self.objective = recipe.objective
-        self.feed = Feed(recipe, machine.rank, machine.world_size, machine.device, self.out if machine.first else None)
+        self.feed = Feed(recipe, machine, self.out if machine.first else None)
         torch.manual_seed(seed_of(recipe.seed, 0, INITIAL))
         self.module = self.objective.build()
         self.model = machine.model(self.module, recipe.compile)
@@ -135,7 +135,7 @@ class Run:
         state = {
             "recipe": self.recipe.model_dump(mode="json"),
             "budget": self.feed.budget,
-            "feed": self.feed.state_dict(self.machine.gather),
+            "feed": self.feed.state_dict(),
             "loader": self.feed.loader.state_dict(),
             "numbers": [list(of) for of in self.feed.numbers],
             "model": self.module.state_dict(),
@@ -206,7 +206,7 @@ class Run:
         elif self.mean is not None:
             self.mean.update(self.module)
         self.step += 1
-        self.feed.done(self.machine.gather)
+        self.feed.done()
         self.picture(batch, progress)
         return told.asked
 
@@ -307,7 +307,7 @@ class Run:
         """What other programs load: of the mean of the weights, if there is one."""
         if self.mean is not None:
             self.module.load_state_dict({**self.module.state_dict(), **self.mean.state_dict()})
-        self.objective.export(self.module, self.out / "export", self.feed.numbers)
+        self.objective.export(self.module, self.out / "export", self.feed.numbers, self.objective.forms[0])
 
 
 def _silent(_: str) -> None: ...
