@@ -37,7 +37,7 @@ class Feed:
         loading = recipe.objective.loading()
         self.loading, self.transform = loading, loading.transform
         self.epoch = self.step = self.seen = 0
-        self.pruned = EVERYTHING
+        self.pruned, self.prunes = EVERYTHING, False
         self._batches: Iterator[Batch] | None = None
         self.loader = self.made(())
         self.numbers: MeanStd = self.loader.numbers or ((0.0,), (1.0,))
@@ -51,7 +51,6 @@ class Feed:
             self.transform = Views(self.transform.views, {"mean": mean, "std": std})
         self.budget = recipe.budget.of(self.whole * recipe.batch)
         self.scores = Scores(self.ids()) if recipe.prune else None
-        self._scores_before = self.scores.state_dict() if self.scores else None
 
     def made(self, pruned: tuple[Overlay, ...]) -> Loader:
         """A loader, of what an epoch leaves."""
@@ -100,19 +99,19 @@ class Feed:
         if self.step == self.steps:
             if self.scores is not None:
                 self.scores.gather(self.machine.gather)
+                self.scores.begin()
             self.close()
             self.enter(self.epoch + 1)
 
-    def enter(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, and tell what it leaves out."""
+    def enter(self, epoch: int, prunes: bool | None = None) -> None:
+        """Go to the beginning of an epoch, and tell what it leaves out. prunes: if it is known whether it does."""
         self.epoch, self.step = epoch, 0
         spec = self.recipe.prune
         if spec is not None and self.scores is not None:
-            self._scores_before = self.scores.state_dict()
-            over = self.progress >= spec.until
-            before = self.pruned
-            seed = self.recipe.seed
-            self.pruned = EVERYTHING if over else prune(self.scores.ids, self.scores.values, spec.ratio, seed, epoch)
+            before, self.pruned = self.pruned, EVERYTHING
+            self.prunes = self.progress < spec.until if prunes is None else prunes
+            if self.prunes:
+                self.pruned = prune(self.scores.ids, self.scores.before, spec.ratio, self.recipe.seed, epoch)
             overlay = self.pruned.overlay(f"epoch {epoch}")
             if overlay or len(before.dropped):
                 self.loader = self.made((overlay,) if overlay else ())
@@ -132,19 +131,17 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is. To be asked for on all ranks, between steps."""
-        scores = None
         if self.scores is not None:
             self.scores.gather(self.machine.gather)
-            scores = {"now": self.scores.state_dict(), "before": self._scores_before}  # before: as the epoch began
-        return {"epoch": self.epoch, "step": self.step, "seen": self.seen, "scores": scores}
+        scores = self.scores.state_dict() if self.scores else None
+        place = {"epoch": self.epoch, "step": self.step, "seen": self.seen}
+        return {**place, "prunes": self.prunes, "scores": scores}
 
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Go on where a run was; loader: the state of its loader."""
         if self.scores is not None:
-            self.scores.load_state_dict(state["scores"]["before"])
-        self.enter(state["epoch"])
-        if self.scores is not None:
-            self.scores.load_state_dict(state["scores"]["now"])
+            self.scores.load_state_dict(state["scores"])
+        self.enter(state["epoch"], state["prunes"])
         self.loader.load_state_dict(loader)
         self.step, self.seen = state["step"], state["seen"]
         if (self.loader.epoch, self.loader.position) != (self.epoch, self.step * self.recipe.batch):
