@@ -19,7 +19,7 @@ from . import files, ids, image
 from .disk import ROW_GROUP
 from .files import File
 from .remote import Root
-from .sources.imagenet_s import ABOUT, file_of
+from .sources.imagenet_s import ABOUT, file_of, plain
 from .stages.shards import SEG, keep_records, write_tar
 
 BAD = b"datakit.bad"  # of a sidecar: what was left out, as JSON [[name, reason, detail], …]
@@ -65,7 +65,7 @@ def write_copies(job: CopyJob) -> dict[str, Any]:
 
     with image.quiet():
         about, places = write_tar(job, samples())
-    table = rows.select(ABOUT).take(pa.array(kept, pa.int64()))
+    table = plain(rows.select(ABOUT)).take(pa.array(kept, pa.int64()))
     for k, name in enumerate(("width", "height")):
         table = table.append_column(name, pa.array([size[k] for size in sizes], pa.int32()))
     keep_records(job, table, about, places, {BAD: json.dumps(bad)})
@@ -131,7 +131,7 @@ def check_mask(data: bytes, size: tuple[int, int], most_id: int) -> None:
 
 def json_of(variant: str, row: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     """What goes into a shard about a sample: the same keys in each, one type each, never null."""
-    plain = {
+    said = {
         "variant": variant,
         "split": row["split"],
         "wnid": row["wnid"],
@@ -142,7 +142,7 @@ def json_of(variant: str, row: Mapping[str, Any], size: tuple[int, int]) -> byte
         "width": size[0],
         "height": size[1],
     }
-    return json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
+    return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def index_rows(job: CopyJob, wanted: pa.Schema, shard: int, source: str) -> pa.Table:

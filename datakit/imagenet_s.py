@@ -72,10 +72,10 @@ class Sources:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     leaks: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # by other variant
+    found: dict[str, int] = field(init=False)  # samples of each split
 
-    @property
-    def found(self) -> dict[str, int]:
-        return {split: table.num_rows for split, table in self.plan.tables.items()}
+    def __post_init__(self) -> None:
+        self.found = {split: table.num_rows for split, table in self.plan.tables.items()}
 
     def check(self, allow_missing: bool) -> None:
         """SourceError, with the names, if something is missing and that is not allowed."""
@@ -165,7 +165,7 @@ def _compare(sources: Sources, recipe: ImageNetS, lists_at: Root | None) -> None
     expected = dict(versions.get(sources.variant, {}))
     classes = expected.pop("classes", None)
     if classes is not None and sources.variant == "1k":
-        there = len({*sources.plan.tables["train"].column("imagenet_wnid").to_pylist()})
+        there = len(sources.plan.tables["train"].column("imagenet_wnid").unique())
         if there != classes:
             sources.problems.append(f"train: {there:,} classes, {classes:,} published: class ids would not be theirs")
     sources.expected = expected

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +22,7 @@ from ..files import File
 from ..remote import Root
 from ..sample import key_id
 from . import folder
-from .imagenet import WNID
+from .imagenet import BATCH, WNID
 
 Variant = Literal["50", "300", "919", "1k"]
 MERGED = {  # of 919 alone: a class of ImageNet, and the one that its images belong to
@@ -148,8 +149,9 @@ def plan(images: pa.Table, lists: Lists, found: Mapping[tuple[str, str, str], Fi
         keep = [n for n, is_there in enumerate(there) if is_there and (not files or files[n] is not None)]
         some = [listed[n] for n in keep]
         rows = images.take(place.take(pa.array(keep, pa.int64())))
-        keys = [f"{one.stem}_semi" if split == SEMI else one.stem for one in some]
-        same = [one.stem if split == SEMI else "" for one in some]
+        stems = [one.stem for one in some]
+        keys = pa.array([f"{stem}_semi" for stem in stems] if split == SEMI else stems, pa.string())
+        same = stems if split == SEMI else [""] * len(stems)
         classes = [ids[one.wnid] for one in some]
         table = _table(rows, split, keys, [s.wnid for s in some], [s.imagenet_wnid for s in some], classes, same)
         out.tables[split] = _with_masks(table, [files[n] for n in keep]) if files else table
@@ -168,53 +170,64 @@ def plan_1k(images: pa.Table, wnids: Mapping[str, str]) -> Plan:
     out, ids = Plan(), {wnid: n for n, wnid in enumerate(sorted(classes))}
     out.tables["train"] = _train(images, {wnid: wnid for wnid in sorted(classes)}, ids, "train")
     rows = images.filter(pc.starts_with(stems, "I"))
-    keys, parents = rows.column("stem").to_pylist(), rows.column("folder").to_pylist()
-    known = [wnids.get(key) or (parent if parent in ids else "") for key, parent in zip(keys, parents, strict=True)]
+    named = zip(rows.column("stem").to_pylist(), rows.column("folder").to_pylist(), strict=True)
+    known = [wnids.get(stem) or (parent if parent in ids else "") for stem, parent in named]
     numbers = [ids.get(wnid, -1) for wnid in known]
-    out.tables["val"] = _table(rows, "val", keys, known, known, numbers, [""] * len(keys))
+    out.tables["val"] = _table(rows, "val", rows.column("stem"), known, known, numbers, [""] * len(known))
     return out
 
 
 def _train(images: pa.Table, sources: Mapping[str, str], ids: Mapping[str, int], split: str) -> pa.Table:
     """The training images of some classes; by columns, for there are over a million."""
-    of = pc.utf8_slice_codeunits(images.column("stem"), 0, 9)
-    place = pc.index_in(of, pa.array(list(sources), pa.string()))
+    theirs, merged = (pa.array([*names], pa.string()) for names in (sources, sources.values()))
+    place = pc.index_in(pc.utf8_slice_codeunits(images.column("stem"), 0, 9), theirs)
     rows, place = images.filter(place.is_valid()), place.drop_null().combine_chunks()
-    merged = pa.array(list(sources.values()), pa.string())
-    numbers = pa.array([ids[wnid] for wnid in sources.values()], pa.int32())
-    keys = rows.column("stem").to_pylist()
-    return _table(
-        rows,
-        split,
-        keys,
-        merged.take(place),
-        of.filter(pc.is_in(of, pa.array(list(sources), pa.string()))),
-        numbers.take(place),
-        pa.repeat("", len(keys)),
-    )
+    numbers = pa.array([ids[wnid] for wnid in sources.values()], pa.int32()).take(place)
+    own, other = (pa.DictionaryArray.from_arrays(place, names) for names in (merged, theirs))
+    return _table(rows, split, rows.column("stem"), own, other, numbers, pa.repeat("", rows.num_rows))
 
 
 def _table(
-    rows: pa.Table, split: str, keys: list[str], wnids: Any, imagenet_wnids: Any, class_ids: Any, same_as: Any
+    rows: pa.Table, split: str, keys: Any, wnids: Any, imagenet_wnids: Any, class_ids: Any, same_as: Any
 ) -> pa.Table:
     """Rows of images as samples of a split. name: as the official layout has it, whatever is on disk."""
-    plain = {
-        "key": pa.array(keys, pa.string()),
-        "id": pa.array(map(key_id, keys), pa.int64()),
-        "split": pa.repeat(split, len(keys)),
-        "wnid": _text(wnids),
-        "imagenet_wnid": _text(imagenet_wnids),
-        "class_id": class_ids.cast(pa.int32()) if isinstance(class_ids, pa.Array) else pa.array(class_ids, pa.int32()),
-        "same_as": _text(same_as),
-    }
-    plain["name"] = pc.binary_join_element_wise(
-        plain["wnid"], pc.binary_join_element_wise(rows.column("stem"), "JPEG", "."), "/"
+    wnids = _few(wnids)
+    file = pc.binary_join_element_wise(rows.column("stem"), "JPEG", ".")
+    return pa.table(
+        {
+            "key": keys,
+            "id": _ids(keys),
+            "split": _few(pa.repeat(split, rows.num_rows)),
+            "wnid": wnids,
+            "imagenet_wnid": _few(imagenet_wnids),
+            "class_id": pa.array(class_ids, pa.int32()),
+            "same_as": _few(same_as),
+            "name": pc.binary_join_element_wise(wnids.cast(pa.string()), file, "/"),
+            **{name: rows.column(name) for name in WHERE},
+        }
     )
-    return pa.table({**plain, **{name: rows.column(name) for name in WHERE}})
 
 
-def _text(values: Any) -> Any:
-    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, pa.string())
+def _ids(keys: Any) -> Any:
+    """Ids of many keys, a batch at a time."""
+    batches = pa.table({"key": keys}).to_batches(max_chunksize=BATCH)
+    return np.fromiter((key_id(key) for batch in batches for key in batch.column(0).to_pylist()), np.int64)
+
+
+def _few(values: Any) -> Any:
+    """Texts of which there are few, as numbers of these."""
+    if isinstance(values, pa.DictionaryArray):
+        return values
+    texts = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, pa.string())
+    return texts.dictionary_encode()
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """A table whose texts are texts, and not numbers of these."""
+    for n, kind in enumerate(table.schema):
+        if pa.types.is_dictionary(kind.type):
+            table = table.set_column(n, kind.name, table.column(n).cast(pa.string()))
+    return table
 
 
 def _with_masks(table: pa.Table, files: Iterable[File | None]) -> pa.Table:
