@@ -1,4 +1,4 @@
-"""Boxes, quadrilaterals and polygons through a window, and as JSON text. No pixels, no files."""
+"""Boxes, quadrilaterals and polygons through a window, as JSON text, and as COCO. No pixels, no files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 
 from .errors import ShardError
 from .sample import Window
+from .windows import starts
 
 MIN_IOF = 0.7
+MIN_IMAGE_SHARE = 0.6  # of a window, that an image smaller than it must fill
 # Coordinates are kept to a millionth of a pixel. It removes what floats leave behind (123.4 - 100 is
 # 23.400000000000006), so that a window of a window gives exactly what one window gives.
 DECIMALS = 6
@@ -112,11 +115,12 @@ def through(boxes: Iterable[Box], window: Window, min_iof: float = MIN_IOF) -> l
     return [box for box in found if box is not None]
 
 
-def scaled(boxes: Iterable[Box], factor: float) -> list[Box]:
-    """Boxes of an image in px of the image made `factor` times as large; shares stay."""
+def scaled(boxes: Iterable[Box], factor: float, down: float | None = None) -> list[Box]:
+    """Boxes of an image in px of the image made `factor` times as large, `down` times as high; shares stay."""
+    factors = (factor, factor if down is None else down)
 
     def times(points: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(_round(v * factor) for v in points)
+        return tuple(_round(v * factors[n % 2]) for n, v in enumerate(points))
 
     return [replace(box, points=times(box.points), clipped=times(box.clipped)) for box in boxes]
 
@@ -210,3 +214,105 @@ def _tidy(ring: list[Point]) -> list[Point]:
     rounded = [(_round(x), _round(y)) for x, y in ring]
     kept = [corner for i, corner in enumerate(rounded) if corner != rounded[i - 1]]
     return kept if len(kept) >= 3 else rounded
+
+
+def slice_coco(
+    coco: dict[str, Any],
+    size_px: int = 1280,
+    gap_px: int = 300,
+    iof: float = 0.4,
+    even: bool = True,
+    suffix: str = ".npy",
+) -> dict[str, Any]:
+    """The COCO of all slices of the images of a COCO, as AODRaw's published script writes it: a new dict.
+
+    The rules are those of lzyhha/AODRaw, slice/slice_raw_images.py: windows by columns, a shifted one repeated where
+    rounding to even pixels makes it so; a box with at least `iof` of its area inside is kept, one with less is a crowd
+    behind all of these; a window without a box, or with crowds only, is left out. Ids count from 0. `area` and `bbox`
+    are of what lies inside, whole numbers towards 0, right and bottom at most size - 1; the outline is not clipped.
+    Slices are `size_px` wide and high even where the image ends before. ValueError for an image that fills no window.
+    """
+    if size_px % 2 and even:
+        raise ValueError(f"size_px ({size_px}) must be even where windows begin at even pixels")
+    notes: dict[Any, list[dict[str, Any]]] = {}
+    for note in coco["annotations"]:
+        notes.setdefault(note["image_id"], []).append(note)
+    images: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for image in {image["id"]: image for image in coco["images"]}.values():
+        for left, top in _slice_starts(image, size_px, gap_px, even):
+            kept = _in_slice(notes.get(image["id"], []), left, top, size_px, iof)
+            if all(crowd for _, crowd in kept):
+                continue
+            tail = f"__{size_px}__{left}___{top}"
+            slice_ = {
+                "id": len(images),
+                "ori_id": image["id"],
+                "x_start": left,
+                "y_start": top,
+                "slice_id": f"{image['id']}{tail}",
+                "file_name": f"{image['file_name'].split('.')[0]}{tail}{suffix}",
+                "height": size_px,
+                "width": size_px,
+                "tag": image.get("tag", []),
+            }
+            images.append(slice_)
+            for note, crowd in kept:
+                found.append(_slice_note(note, crowd, slice_, len(found)))
+    return {"images": images, "type": "instance", "categories": coco["categories"], "annotations": found}
+
+
+def _slice_starts(image: dict[str, Any], size_px: int, gap_px: int, even: bool) -> list[tuple[int, int]]:
+    """Left and top of the slices of an image, by columns."""
+    width, height = image["width"], image["height"]
+    lefts, tops = starts(width, size_px, gap_px), starts(height, size_px, gap_px)
+    if even:
+        lefts, tops = [n - n % 2 for n in lefts], [n - n % 2 for n in tops]
+    places = [(x, y) for x in lefts for y in tops if fills(width - x, height - y, size_px)]
+    if not places:
+        which = f"image {image['id']} ({image['file_name']}) of {width} x {height} px"
+        raise ValueError(f"{which} fills {MIN_IMAGE_SHARE} of no window of {size_px} px: leave it out")
+    return places
+
+
+def fills(width: int, height: int, size_px: int) -> bool:
+    """Whether an image of (width, height) px, from the corner of a window on, fills enough of it to be a slice."""
+    return min(size_px, width) * min(size_px, height) > MIN_IMAGE_SHARE * size_px**2
+
+
+def _in_slice(
+    notes: list[dict[str, Any]], left: int, top: int, size_px: int, iof: float
+) -> list[tuple[dict[str, Any], int]]:
+    """The annotations that a slice shows, each with whether it is a crowd; those of too little share are last."""
+    whole, part = [], []
+    for note in notes:
+        x, y, width, height = note["bbox"]
+        across = min(x + width, left + size_px) - max(x, left)
+        down = min(y + height, top + size_px) - max(y, top)
+        if across > 0 and down > 0:
+            share = across * down / float(np.float32((x + width - x) * (y + height - y)))  # float32 as published
+            if share >= iof:
+                whole.append((note, int(note.get("iscrowd", 0))))
+            else:
+                part.append((note, 1))
+    return whole + part
+
+
+def _slice_note(note: dict[str, Any], crowd: int, slice_: dict[str, Any], number: int) -> dict[str, Any]:
+    """An annotation in px of a slice."""
+    x, y, width, height = note["bbox"]
+    x1, y1 = float(x) - slice_["x_start"], float(y) - slice_["y_start"]
+    x2, y2 = float(x + width) - slice_["x_start"], float(y + height) - slice_["y_start"]
+    outline = [int(v) for v in (x1, y1, x1, y2, x2, y2, x2, y1)]
+    x1, y1 = max(0.0, x1), max(0.0, y1)
+    across, down = min(slice_["width"] - 1, x2) - x1, min(slice_["height"] - 1, y2) - y1
+    return {
+        "segmentation": [outline],
+        "area": int(across * down),
+        "ignore": 0,
+        "iscrowd": int(crowd == 1),
+        "image_id": slice_["id"],
+        "bbox": [int(v) for v in (x1, y1, across, down)],
+        "category_id": int(note["category_id"]),
+        "id": number,
+    }

@@ -47,6 +47,10 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: 
     "dtype": (TEXT, "type of its levels; those of a tif are as they were"),
     "narrowed": (TEXT, 'JSON of the bands and the levels that became 0 and 255 of the 8-bit picture, "" where kept'),
     "mask_classes": (TEXT, "JSON of the names of the classes in seg.png by level, {} where there are none"),
+    "tags": (TEXT, "JSON list of the conditions of the whole image: light, weather"),
+    "image_id": (TEXT, 'its id in the COCO file of the collection, "" where none tells tags or split'),
+    "camera": (TEXT, 'JSON of a RAW: pattern, levels, white balance, matrix, exposure; "" of others'),
+    "pair_shift_px": (REAL, "largest shift of RAW and JPEG, px of the image, -1.0 where not measured"),
 }
 
 
@@ -57,6 +61,8 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
     if taken:
         about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
     lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
+    if "coco" in found:
+        lines += [*found["coco"]["lines"], ""]
     if manifest.missing:
         lines += [f"Collections of the recipe that were not at hand: {', '.join(manifest.missing)}.", ""]
     lines += ["## Sources and licences", "", *table(source_rows(manifest)), ""]

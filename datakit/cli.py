@@ -69,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=run_check)
 
-    synth = verbs.add_parser("synth", help="make the embedded collection, or check a build of it")
-    synth.add_argument("kind", help="opticalrs, imagenet_s, or check")
+    synth = verbs.add_parser("synth", help="make an embedded collection, or check a build of one")
+    synth.add_argument("kind", help="opticalrs, imagenet_s, aodraw, or check")
     synth.add_argument("dirs", nargs="+", help="DIR to make; for check: OUT DIR")
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)

@@ -176,7 +176,7 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
     size, ids = (chosen.columns.column(name).to_numpy() for name in ("staged_bytes", "id"))
     splits = chosen.columns.column("split").combine_chunks()
     names = [recipe.shards.split] if recipe.shards.split else sorted(counted(splits))
-    suffixes = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
+    suffixes = recipe.members()
     parts = tuple(str(p.relative_to(work)) for p in chosen.rows.parts)
     changes, reach = Changes(chosen.changes, ids, recipe.seed), Reaches(chosen.columns)
     jobs = []

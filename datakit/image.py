@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from pydantic import Field
 from rasterio.io import MemoryFile
 
-from . import files
+from . import codec, files
 from .measure import Pixels
 from .narrow import Narrow as Narrow
 from .remote import Root
@@ -66,12 +67,13 @@ class Header(NamedTuple):
 
 
 class Encode(Spec):
-    """How tiles are stored: as 8-bit pictures, or (tiff16, png16) as the levels of the source in all of its bands.
+    """How tiles are stored: as 8-bit pictures, or (all others) as the levels of the source in all of its bands.
 
     tiff16: 8 or 16 bits of any number of named bands, deflated, without place or date. png16: the same of one or three.
+    mosaic: the numbers of a camera RAW, see `codec`. npy: the arrays that AODRaw publishes of one.
     """
 
-    format: Literal["jpeg", "png", "webp", "tiff16", "png16"] = "jpeg"
+    format: Literal["jpeg", "png", "webp", "tiff16", "png16", "mosaic", "npy"] = "jpeg"
     quality: int = Field(90, ge=1, le=100, description="of JPEG; PNG and WebP are lossless")
     subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"
 
@@ -82,12 +84,13 @@ class Encode(Spec):
 
     @property
     def suffix(self) -> str:
-        return {"jpeg": "jpg", "tiff16": "tif", "png16": "png"}.get(self.format, self.format)
+        suffixes = {"jpeg": "jpg", "tiff16": "tif", "png16": "png", "mosaic": codec.SUFFIX}
+        return suffixes.get(self.format, self.format)
 
     @property
     def keeps_levels(self) -> bool:
         """Whether tiles are stored as the source has them, not as the picture that they show."""
-        return self.format in ("tiff16", "png16")
+        return self.format in ("tiff16", "png16", "mosaic", "npy")
 
     def __call__(self, picture: Image.Image) -> bytes:
         """A picture as bytes."""
@@ -102,6 +105,10 @@ class Encode(Spec):
 
     def levels(self, levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
         """Levels of bands, (H, W, bands) uint8 or uint16, as bytes."""
+        if self.format == "mosaic":
+            return codec.encode(levels[:, :, 0])
+        if self.format == "npy":
+            return npy_of(levels)
         return tiff_of(levels, bands) if self.format == "tiff16" else png_of(levels)
 
 
@@ -121,6 +128,17 @@ def tiff_of(levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
                 raster.descriptions = bands
             raster.write(np.ascontiguousarray(np.moveaxis(levels, -1, 0)))
         return bytes(memory.read())
+
+
+def npy_of(levels: NDArray[Any]) -> bytes:
+    """A mosaic, (H, W, 1) uint16, as AODRaw's slices are: (4, H/2, W/2) float32 by place, as if it were RGGB, in the
+    order red, green, blue, green, and the levels as they are; a reduced picture, (H, W, 3) float32, as (3, H, W)."""
+    planes = np.moveaxis(levels, -1, 0)
+    if levels.shape[2] == 1:
+        planes = np.stack([levels[y::2, x::2, 0] for y, x in ((0, 0), (0, 1), (1, 1), (1, 0))])
+    out = io.BytesIO()
+    np.save(out, np.ascontiguousarray(planes, np.float32))
+    return out.getvalue()
 
 
 def png_of(levels: NDArray[Any]) -> bytes:
@@ -295,6 +313,7 @@ def versions() -> dict[str, str]:
         "gdal": rasterio.__gdal_version__,
         "numpy": np.__version__,
         "scipy": scipy.__version__,
+        **{name: metadata.version(name) for name in ("opencv-python-headless", "rawpy", "zstandard")},
     }
 
 

@@ -45,6 +45,11 @@ def jit(function: Any) -> Any:
         return nb.njit(nogil=True)(function)
 
 
+def inlined(function: Any) -> Any:
+    """For functions called in an inner loop: a call counts the references to each array, by two atomic steps."""
+    return nb.njit(inline="always")(function)
+
+
 @jit
 def _level(fixed):  # type: ignore[no-untyped-def]
     """A level of 0..255 from a sum in fixed point, clipped as Pillow clips it."""

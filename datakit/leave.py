@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import __version__, card, image, index
+from . import __version__, card, coco_left, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
 from .disk import PARTIAL, becoming, close_out, sync
@@ -34,7 +34,7 @@ from .sample import digest
 from .stages.shards import ShardJob, Tarred, notes_of, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
-NOT_LEFT += ["mask", "mask_bytes"]
+NOT_LEFT += ["mask", "mask_bytes", "twin"]
 NOT_OF_KEPT = ["dropped", "detail", "lost_to", "distance_bits", "turned"]
 NOTES = tuple(f"{stage}.json" for stage in STAGES)
 REPORTED = "duplicates.parquet"
@@ -69,10 +69,14 @@ def finish(
     shards = [written_shard(job) for job in jobs]
     for name in story.shards_before - {s.name for s in shards}:
         (story.out / name).unlink(missing_ok=True)
-    members = recipe.shards.members(recipe.cut.encode.suffix, recipe.cut.masks)
+    members = recipe.members()
     write_samples(jobs, out, members)
     out.put("dropped.parquet", lambda path: dropped.write(path, NOT_LEFT))
     notes = write_notes(decided, out)
+    sidecars = [job.sidecar for job in jobs]
+    cocos = coco_left.coco_files(recipe, story.roots, story.labels, story.work, sidecars)
+    for name, coco in cocos.items():
+        out.put_text(name, json.dumps(coco))
     small = [pq.read_table(job.path) for job in pictures]
     table = pa.concat_tables(small) if small else PICTURES.empty_table()
     out.put("pictures.parquet", lambda path: write_table(table, path))
@@ -90,8 +94,9 @@ def finish(
         counts=tuple(counts(story.funnels)),
         files={},
     )
-    out.put_text("README.md", card.text(manifest, decided.about))
-    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes)
+    told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
+    out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
+    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
     at = story.out, story.work, story.roots
     out.put_text(TIMINGS, timings(at, story.seconds, story.counts, story.part_seconds, story.read_bytes))

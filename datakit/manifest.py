@@ -57,6 +57,15 @@ class CocoJson(Spec):
     kind: Literal["coco"] = "coco"
     path: str = Field(description="the JSON file, within the collection")
     images: str = Field("", description="folder within the collection that file_name is relative to")
+    split: str = Field("", pattern=r"^[A-Za-z0-9_]*$", description="of the images that it lists")
+    downsampled: str = Field("", description="the same, of images reduced for `view: downsampled`, where it is there")
+
+
+class Twin(Spec):
+    """The camera's own JPEG of the same shot, beside a RAW: boxes refer to it as it is shown."""
+
+    kind: Literal["twin"] = "twin"
+    path: str = "{dir}/{stem}.JPG"
 
 
 class GeoJson(Spec):
@@ -151,7 +160,7 @@ class Captions(Spec):
 
 
 Labels = Annotated[
-    ClassFolders | DotaText | VocXml | CocoJson | GeoJson | MaskRaster | FmowJson | Captions,
+    ClassFolders | DotaText | VocXml | CocoJson | Twin | GeoJson | MaskRaster | FmowJson | Captions,
     Field(discriminator="kind"),
 ]
 

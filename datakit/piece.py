@@ -23,6 +23,7 @@ class Piece:
         levels: NDArray[Any] | None = None,
         narrowed: str = "",
         marks: Pixels | None = None,
+        shot: Any = None,
     ) -> None:
         self._pixels, self._picture = pixels, picture
         self.valid = valid  # (h, w); None: all of it is
@@ -30,6 +31,7 @@ class Piece:
         self.levels = levels  # (h, w, bands) as the source has them, where they were asked for and are not `pixels`
         self.narrowed = narrowed  # JSON of the limits that made `pixels` of levels, see `Narrow.spelled`
         self._marks = marks
+        self.shot = shot  # the `shots.Shot` that it is (a window) of
 
     @property
     def pixels(self) -> Pixels:
@@ -66,4 +68,4 @@ class Piece:
         pixels = np.ascontiguousarray(self._pixels[place]) if self._pixels is not None else None
         valid = None if self.valid is None or self.valid[place].all() else np.ascontiguousarray(self.valid[place])
         levels = None if self.levels is None else np.ascontiguousarray(self.levels[place])
-        return Piece(pixels, picture, valid, levels=levels, narrowed=self.narrowed)
+        return Piece(pixels, picture, valid, levels=levels, narrowed=self.narrowed, shot=self.shot)

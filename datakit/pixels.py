@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rasterio.windows import Window as RasterWindow
 
-from . import files
+from . import files, shots
 from .image import COLOURS, FORMATS, GRAY, WHOLE_PX, Narrow, orientation_behind, turned
 from .measure import Collar, Mask, Pixels
 from .narrow import Limits
@@ -41,6 +41,7 @@ class Reader:
     max_pixels: int = 1 << 28  # of formats without blocks
     collars: bool = True  # False: nobody asks which pixels of images without nodata are valid
     levels: bool = False  # True: the levels of all bands come beside the picture that they make
+    published: bool = False  # camera RAW is reduced to the arrays that AODRaw publishes
 
     def rows(self, sample: Sample) -> Iterator[Piece]:
         """The image that `sample` is (a window of), as shown, in pieces of full width.
@@ -49,7 +50,9 @@ class Reader:
         has some. Gray comes as three equal bands. To be read within `quiet()`. Raises OSError and the like where it
         cannot be read, TooLarge, NotShown.
         """
-        if needs_raster(sample):
+        if sample.format == shots.FORMAT:
+            yield self._shot(sample)
+        elif needs_raster(sample):
             yield from self._raster(sample)
         elif sample.image_width * sample.image_height <= WHOLE_PX:
             yield from self._pillow(sample)
@@ -79,6 +82,21 @@ class Reader:
         else:
             (whole,) = replace(self, collars=False).rows(sample)
             yield lambda window: whole.window(*window)
+
+    def _shot(self, sample: Sample) -> Piece:
+        """A camera RAW and its JPEG, whole, in the frame of the JPEG; at a scale, both reduced as AODRaw reduces."""
+        try:
+            shot = shots.opened(self.root, sample)
+        except shots.Conflict as exc:
+            raise NotShown("orientation_conflict", str(exc)) from None
+        except shots.NoBayer as exc:
+            raise NotShown("not_bayer", str(exc)) from None
+        if sample.scale == 1:
+            levels = shot.image.mosaic[:, :, None] if self.levels else None
+            return Piece(shot.picture, stored=shot.stored, levels=levels, shot=shot)
+        size = sample.width, sample.height
+        levels = shots.reduced(shot, *size, self.published) if self.levels else None
+        return Piece(shots.shrunk(shot.picture, *size), levels=levels, shot=shot)
 
     def _pillow(self, sample: Sample) -> Iterator[Piece]:
         content = files.read(self.root, sample)

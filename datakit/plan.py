@@ -30,7 +30,8 @@ from .sources.scan import NOWHERE, Labels, Scan, Source, label_table, listing, s
 from .stages.protect import NO_LIST
 from .tables import aligned
 
-BYTES_PER_PX = {"jpeg": 0.4, "png": 2.2, "webp": 1.6, "png16": 4.5, "tiff16": 4.5}  # of 3 bands; jpeg at quality 90
+# of 3 bands; jpeg at quality 90, mosaics as in LOG.md
+BYTES_PER_PX = {"jpeg": 0.4, "png": 2.2, "webp": 1.6, "png16": 4.5, "tiff16": 4.5, "mosaic": 1.1, "npy": 4.0}
 RECORD_BYTES = 3000  # a tile's records in the work folder
 SAMPLE_BYTES = 3300  # headers, padding and JSON of a sample in its shard, and its rows in the tables
 BATCH = 4096  # records that are ranked at once

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import RecipeError
 from .manifest import Collection
-from .rules import Evaluation, EveryNth, SplitRule, ValidShare
+from .rules import Evaluation, EveryNth, PairShift, SplitRule, ValidShare
 from .sample import Spec
 from .sources.scan import Source
 from .stages.cut import Cut
@@ -49,6 +49,33 @@ class Recipe(Spec):
     same_place: SamePlace | None = None
     subset: Subset = Subset()
     shards: Shards = Shards()
+    # of camera RAW: they say what `slice` and `cut` are, see `_view_says`
+    view: Literal["slices", "downsampled", "full"] | None = Field(None, description="what a sample of a RAW shows")
+    domain: Literal["raw", "srgb", "both"] = Field("raw", description="the RAW, the camera's JPEG, or both")
+    layout: Literal["correct", "reference"] = Field(
+        "correct", description="reference: AODRaw's arrays, faults included"
+    )
+    max_pair_shift_px: float | None = Field(None, ge=0, description="drop what is shifted more against its JPEG")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _view_says(cls, plain: Any) -> Any:
+        """Fills `slice`, `cut` and the labels to read by `view`, `domain` and `layout`; what they do not say stays."""
+        if not isinstance(plain, dict) or plain.get("view") not in ("slices", "downsampled", "full"):
+            return plain
+        view, domain, layout = plain["view"], plain.get("domain", "raw"), plain.get("layout", "correct")
+        arrays = "npy" if layout == "reference" else "tiff16" if view == "downsampled" else "mosaic"
+        encode = {"format": "jpeg", "quality": 95} if domain == "srgb" else {"format": arrays}
+        given = {key: dict(plain.get(key) or {}) for key in ("slice", "cut")}
+        published = dict(given["slice"].get("published") or {})
+        ways = {"slices": {"published": published}, "downsampled": {"third": True}}
+        boxed = view == "slices" and not published.get("keep_empty")
+        cut = {**given["cut"], "encode": encode, "shots": True, "boxed": boxed, "pair": domain == "both"}
+        changed = {**plain, "slice": ways.get(view), "cut": cut}
+        if isinstance(plain.get("sources"), list | tuple):
+            reduced = view == "downsampled"
+            changed["sources"] = [{**s, "reduced": reduced} if isinstance(s, dict) else s for s in plain["sources"]]
+        return changed
 
     @model_validator(mode="after")
     def _names_differ(self) -> Recipe:
@@ -144,6 +171,10 @@ class Recipe(Spec):
         first = Evaluation(collections=held, include=self.include_evaluation)
         return self.exclude.header(self.cut.narrow, first)
 
+    def members(self) -> tuple[str, ...]:
+        """The members of every sample, in the order they lie in a shard."""
+        return self.shards.members(self.cut.encode.suffix, self.cut.masks, self.cut.pair)
+
     def size_rules(self) -> Exclude:
         """The rules that images must pass again once they are reduced."""
         again = self.exclude.sizes() if self.slice and self.slice.gsd_m else ()
@@ -159,6 +190,8 @@ class Recipe(Spec):
     def measured_rules(self) -> Exclude:
         """The rules after `cut`, the share of valid pixels that random windows need first."""
         measured = self.exclude.measured()
+        if self.max_pair_shift_px is not None:
+            measured = Exclude(rules=(PairShift(max_px=self.max_pair_shift_px), *measured.rules))
         if self.slice and self.slice.random and self.slice.random.min_valid_share:
             least = ValidShare(min_share=self.slice.random.min_valid_share, name="min_valid_share")
             return Exclude(rules=(least, *measured.rules))

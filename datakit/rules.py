@@ -323,6 +323,16 @@ class Gray(_MeasuredRule):
         return np.asarray(c["saturation"] < self.saturation)
 
 
+class PairShift(_MeasuredRule):
+    """Camera RAW whose JPEG is shifted against it by more than this, at any of 5 x 5 places."""
+
+    rule: Literal["pair_shift"] = "pair_shift"
+    max_px: float = Field(ge=0)
+
+    def matches(self, c: Columns) -> Bools:
+        return np.asarray(c["pair_shift_px"] > self.max_px)
+
+
 class Column(_MeasuredRule):
     """Tiles by a score of one's own: a Parquet file with `key` and a number (cloud, watermark, aesthetics, …).
 
@@ -349,12 +359,9 @@ class Column(_MeasuredRule):
             what = f"{self.file} must be a Parquet file with `key` and numbers in `{self.column}`"
             raise RecipeError(f"exclude: column: {what}: {exc}") from exc
         score = scores.take(pc.index_in(c.table.column("key"), value_set=keys)).to_numpy()
-        out = np.isnan(score) if self.missing == "drop" else np.zeros(len(c), bool)
-        if self.below is not None:
-            out |= score < self.below
-        if self.above is not None:
-            out |= score > self.above
-        return out
+        out = np.isnan(score) & (self.missing == "drop")
+        out |= score < (-np.inf if self.below is None else self.below)
+        return np.asarray(out | (score > (np.inf if self.above is None else self.above)))
 
 
 @lru_cache(maxsize=2)
@@ -368,6 +375,6 @@ def read_scores(file: Path, column: str, mtime_ns: int) -> tuple[Any, Any]:
 Rule = Annotated[
     Modality | Dtype | Bands | Frames | Format | SmallerThan | LongerThan | LargerThan | SplitRule | PathPattern
     | EveryNth | Licence | GsdAbove | GsdBelow | GsdUnknown | Evaluation
-    | ValidShare | Flat | Blurred | Dark | Bright | Gray | Column,
+    | ValidShare | Flat | Blurred | Dark | Bright | Gray | PairShift | Column,
     Field(discriminator="rule"),
 ]  # fmt: skip

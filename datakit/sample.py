@@ -24,7 +24,8 @@ from .remote import Root
 
 KEY_CHARS = 80  # with ".json" and the like it stays below the 100 characters of a ustar name
 NOT_OF_KEY = re.compile(r"[^A-Za-z0-9_-]")
-IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|jp2)$", re.IGNORECASE)
+RAW = "3fr arw cr2 cr3 dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw"  # camera RAW
+IMAGE_SUFFIX = re.compile(rf"\.(jpe?g|png|webp|bmp|gif|tiff?|jp2|npy|{RAW.replace(' ', '|')})$", re.IGNORECASE)
 
 
 class Window(NamedTuple):
@@ -90,6 +91,9 @@ class Sample:
     captions: tuple[str, ...] = _column(_TEXTS, ())  # of the whole image
     mask: str = _column(pa.string(), "")  # JSON: where its raster of classes lies, and what its levels become
     licences: tuple[str, ...] = _column(_TEXTS, ())
+    tags: tuple[str, ...] = _column(_TEXTS, ())  # conditions of the whole image, as a COCO file gives them
+    image_id: str = _column(pa.string(), "")  # in the COCO file that tells its tags or split
+    twin: str = _column(pa.string(), "")  # JSON of the `files.File` that is the camera's own JPEG of the same shot
     # taken over from exact duplicates that it was kept instead of
     label_source: str = _column(pa.string(), "")  # whose label this is; "" = its own
     boxes_source: str = _column(pa.string(), "")
@@ -115,11 +119,13 @@ class Sample:
     scene_thumbnail: bytes = _column(pa.binary(), b"")
     psnr_db: float | None = _column(pa.float64(), None)  # of the encoded tile; one tile in 16 is measured
     narrowed: str = _column(pa.string(), "")  # JSON {bands, low, high}: levels that became 0 and 255; "" = levels kept
+    camera: str = _column(pa.string(), "")  # JSON, of camera RAW: see `shots.camera_json`
+    pair_shift_px: float | None = _column(pa.float64(), None)  # between RAW and JPEG, the largest on a grid of 5 x 5
     # staged bytes of the encoded tile
     staged: str = _column(pa.string(), "")  # file below the work folder
     staged_offset: int = _column(pa.int64(), 0)
     staged_bytes: int = _column(pa.int64(), 0)  # of image and mask
-    mask_bytes: int = _column(pa.int64(), 0)  # of these, the last: the mask
+    mask_bytes: int = _column(pa.int64(), 0)  # of these, the last: the mask, or the JPEG beside a mosaic
     copied: bool = _column(pa.bool_(), False)  # the source's own JPEG bytes
     # the end
     dropped: str = _column(pa.string(), "")  # why it was left out; "" = kept

@@ -16,6 +16,7 @@ PATHS = sorted(FOLDER.glob("*.yaml"))
 EACH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 RGB = ("red", "green", "blue")
 EVALUATION = {"aid", "resisc45", "dior", "dior_r", "loveda", "spacenet_v1"}  # SelectiveMAE's own test sets
+PHOTOGRAPHS = {"aodraw"}  # camera RAW, from the ground
 INFRARED = {"vaihingen"}  # optical, three bands, but not red, green and blue
 OTHERS = """
 advance bigearthnet_s1 bigearthnet_s2 deepglobe_land deepglobe_roads dfc2022 dota eurosat_ms fair1m firerisk
@@ -49,7 +50,7 @@ def within(template: str, name: str) -> str:
 
 
 def test_the_collections_of_the_recipe_are_described(collections: dict[str, Collection]) -> None:
-    assert collections.keys() == NAMES
+    assert collections.keys() == NAMES | PHOTOGRAPHS
 
 
 def test_enough_are_optical_and_enough_are_refused(collections: dict[str, Collection]) -> None:
@@ -176,4 +177,5 @@ def test_classes_of_masks_are_named(path: Path) -> None:
 
 
 def test_optical_collections_are_red_green_blue(collections: dict[str, Collection]) -> None:
-    assert {name for name, c in collections.items() if c.modality == "optical" and c.bands != RGB} == INFRARED
+    found = {name for name, c in collections.items() if c.modality == "optical" and c.bands != RGB}
+    assert found == INFRARED | PHOTOGRAPHS

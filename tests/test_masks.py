@@ -572,8 +572,8 @@ def test_json_fields_are_of_one_type_and_never_null() -> None:
     assert list(bare) == list(full) == list(card.FIELDS)
     assert {n: type(v) for n, v in bare.items()} == {n: type(v) for n, v in full.items()}
     assert None not in bare.values()
-    last = list(bare)[-8:]
-    assert [bare[n] for n in last] == ["", [-1.0, -1.0], 1.0, "[]", "[]", "", "", "{}"]
+    last = list(bare)[-12:]
+    assert [bare[n] for n in last] == ["", [-1.0, -1.0], 1.0, "[]", "[]", "", "", "{}", "[]", "", "", -1.0]
     assert full["mask_classes"] == '{"1": "road", "7": "water"}'
     assert full["gsd_range_m"] == [0.3, 4.0]
     assert (bare["window"], full["window"]) == ([0, 0, 4, 3], [0, 0, 9, 6])

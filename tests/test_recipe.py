@@ -96,15 +96,15 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert "'smaller_than'" in tags
     assert lines == {
         "sources.1.subfolder": "Input should be greater than or equal to 0, not -1",
-        "sources.2.pth": "no such key; allowed: collection, max_unreadable_share, name, path, subfolder",
+        "sources.2.pth": "no such key; allowed: collection, max_unreadable_share, name, path, reduced, subfolder",
         "exclude.rules.0.dtype.allow": "Field required",
         "exclude.rules.0.dtype.alow": "no such key; allowed: allow, max_share, name, rule",
         "exclude.rules.1.smaller_than.side_px": "Input should be greater than 0, not 0",
         "slice.grid": "gap_px (8) must be less than size_px (8)",
-        "cut.encode.format": "Input should be 'jpeg', 'png', 'webp', 'tiff16' or 'png16', not 'gif'",
+        "cut.encode.format": "Input should be 'jpeg', 'png', 'webp', 'tiff16', 'png16', 'mosaic' or 'npy', not 'gif'",
         "cut.encode.quality": "Input should be a valid integer, unable to parse string as an integer, not 'high'",
-        "sed": "no such key; allowed: about, cut, dedup, exclude, include_evaluation, name, prefer, protect, "
-        "same_place, seed, shards, slice, sources, subset, title",
+        "sed": "no such key; allowed: about, cut, dedup, domain, exclude, include_evaluation, layout, "
+        "max_pair_shift_px, name, prefer, protect, same_place, seed, shards, slice, sources, subset, title, view",
     }
 
 

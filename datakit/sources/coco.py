@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from ..boxes import Box, rectangle
+from ..boxes import Box, rectangle, scaled
 from ..errors import SourceError
 from ..sample import Sample
 from .formats import Labelled, named, number, parsed, xywh
@@ -23,12 +23,15 @@ CHARACTERS = range(48, 112)  # of compressed run lengths: 6 bits each
 class Coco:
     """One COCO file, by image. Its dates are left alone: annotation tools write the day of their own work there."""
 
-    def __init__(self, path: str, data: bytes) -> None:
-        self._path = path
+    def __init__(self, path: str, data: bytes, split: str = "", reduced: bool = False) -> None:
+        """split: of the images that it lists. reduced: it is of smaller images, of the sizes that it gives."""
+        self._path, self._split, self._reduced = path, split, reduced
         plain = parsed(path, data)
+        self._listed: dict[str, dict[str, Any]] = {}  # images that it says more of than their boxes
         self._notes: dict[str, list[tuple[str | None, dict[str, Any]]]] = {}
         try:
             places = self._by_id([(i["id"], named(i["file_name"])) for i in plain["images"]])
+            self._listed = {named(i["file_name"]): i for i in plain["images"] if split or reduced or "tag" in i}
             categories = self._by_id([(c["id"], str(c["name"])) for c in plain.get("categories", [])])
             notes = plain.get("annotations", [])  # the files of test splits have none
             for note in notes:
@@ -54,7 +57,17 @@ class Coco:
 
     def of(self, image: Sample, name: str) -> Labelled:
         """Boxes of one image: one for each polygon of its annotations, or for the bbox where there is none."""
-        return Labelled(boxes=[box for category, note in self._notes.get(name, []) for box in self._of(category, note)])
+        boxes = [box for category, note in self._notes.get(name, []) for box in self._of(category, note)]
+        about = self._listed.get(name)
+        if about is None:
+            return Labelled(boxes=boxes)
+        tags = about.get("tag", [])
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise SourceError(f"{self._path}, image {about['id']!r:.40}: expected tag [text, …], found {tags!r:.80}")
+        if self._reduced:
+            across, down = (number(self._path, about.get(side)) for side in ("width", "height"))
+            boxes = scaled(boxes, image.width / across, image.height / down)
+        return Labelled(boxes=boxes, split=self._split, tags=tuple(tags), image_id=_spelled(about["id"]))
 
     def _of(self, category: str | None, note: dict[str, Any]) -> list[Box]:
         where = f"{self._path}, annotation {note.get('id')!r:.40}"

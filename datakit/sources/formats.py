@@ -37,6 +37,8 @@ class Labelled(NamedTuple):
     captions: tuple[str, ...] = ()
     mask: str = ""  # JSON of a `manifest.MaskSource`
     split: str = ""
+    tags: tuple[str, ...] = ()
+    image_id: str = ""  # in the COCO file that tells tags or split
 
 
 def number(where: str, value: object) -> float:

@@ -74,6 +74,8 @@ def joined(image: Sample, readers: Sequence[Reader]) -> Joined:
             captions=(*said.captions, *more.captions),
             mask=mask,
             split=said.split or more.split,
+            tags=said.tags or more.tags,
+            image_id=said.image_id or more.image_id,
         )
     if boxes_of not in ([], [own.source]):
         whose["boxes_source"] = ", ".join(boxes_of)

@@ -23,6 +23,7 @@ from ..manifest import (
     Labels,
     MaskRaster,
     MaskSource,
+    Twin,
     VocXml,
 )
 from ..sample import Sample
@@ -50,11 +51,14 @@ class LabelReader:
         labels: tuple[Labels, ...],
         read: Callable[[str], bytes | None],
         find: Callable[[str], File | None] = lambda name: None,
+        reduced: bool = False,
     ) -> None:
+        """reduced: of COCO files that have one of images at a third beside them, that one is read."""
         # of several layouts the first that knows is taken, and a class folder goes before a class in a file
         self._labels = sorted(labels, key=lambda each: not isinstance(each, ClassFolders))
         self._read = read
         self._find = find
+        self._reduced = reduced
         self._shared: dict[tuple[str, str], Index | str | None] = {}  # str: why the file cannot be used
 
     def __call__(self, image: Sample) -> Labelled:
@@ -75,6 +79,8 @@ class LabelReader:
             captions=tuple(caption for f in found for caption in f.captions),
             mask=next((f.mask for f in found if f.mask), ""),
             split=next((f.split for f in found if f.split), ""),
+            tags=next((f.tags for f in found if f.tags), ()),
+            image_id=next((f.image_id for f in found if f.image_id), ""),
         )
 
     def open_shared(self) -> None:
@@ -84,8 +90,17 @@ class LabelReader:
                 with suppress(SourceError, BadFile):  # said of each image that asks
                     self._index(labels, posixpath.normpath(labels.path))
 
+    def twin(self, name: str) -> File | None:
+        """The JPEG that a camera made of the same shot as the RAW of that name; the first that there is."""
+        paths = (
+            label_path(labels.path, posixpath.normpath(name)) for labels in self._labels if isinstance(labels, Twin)
+        )
+        return next((file for path in paths if path and (file := self._find(path))), None)
+
     def _labelled(self, labels: Labels, image: Sample, name: str) -> Labelled | None:
         """What one entry says of an image; None where there is no such file."""
+        if isinstance(labels, Twin):
+            return None  # it says nothing: see `twin`
         if isinstance(labels, ClassFolders):
             folders = name.split("/")[:-1]
             label = folders[-labels.level] if labels.level <= len(folders) else ""
@@ -141,9 +156,13 @@ class LabelReader:
         data = self._read(path)
         if data is None:
             return None
+        if isinstance(labels, CocoJson) and labels.downsampled and self._reduced:
+            reduced = self._read(labels.downsampled)
+            if reduced is not None:
+                return Coco(labels.downsampled, reduced, labels.split, reduced=True)
         if isinstance(labels, GeoJson):
             return Features(path, data, labels)
-        return (Coco if isinstance(labels, CocoJson) else Captioned)(path, data)
+        return Coco(path, data, labels.split) if isinstance(labels, CocoJson) else Captioned(path, data)
 
 
 def label_path(template: str, name: str) -> str | None:

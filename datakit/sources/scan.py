@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field, field_validator
 
-from .. import boxes, files, image, place
+from .. import boxes, files, image, place, raw, shots
 from ..errors import SourceError
 from ..hand import holding
 from ..manifest import Collection, Split
@@ -40,6 +40,7 @@ class Source(Spec):
     collection: Collection
     subfolder: int = Field(0, ge=0, description="take the n-th folder of a name as its source; 0: one source")
 
+    reduced: bool = Field(False, description="take labels of images at a third where there are; set by `view`")
     max_unreadable_share: float = Field(
         0.5, ge=0, le=1, description="of its images; the build stops where more could not be read"
     )
@@ -131,7 +132,12 @@ class Labels(Spec):
     def about(self) -> list[str]:
         """What records depend on: a better citation in the manifest moves nothing."""
         about = self.source.collection.model_dump(mode="json", include=set(USED))
-        return [self.source.name, str(self.source.subfolder), json.dumps(about, sort_keys=True), self.labels]
+        return [
+            self.source.name,
+            f"{self.source.subfolder} {self.source.reduced}",
+            json.dumps(about, sort_keys=True),
+            self.labels,
+        ]
 
     def names(self, part: Part) -> SameNames:
         """Names of its images, where another source reads them."""
@@ -143,7 +149,7 @@ class Labels(Spec):
         about, root = self.source.collection, part.roots[self.source.name]
         path = part.work / "labels" / f"{self.labels}.parquet"
         index = label_index(path)
-        labels = LabelReader(about.layout.labels, partial(label_bytes, root, index), index.get)
+        labels = LabelReader(about.layout.labels, partial(label_bytes, root, index), index.get, self.source.reduced)
         return Reader(self.source.name, about, labels, lists_at(path, root, *about.splits.items()), self.names(part))
 
 
@@ -191,6 +197,15 @@ class Scan(Labels):
             return sample.drop("unreadable", "no pixels")
         where, is_beside = sides(sample.name, header, where)
         known = replace(sample, **header._asdict(), image_width=header.width, image_height=header.height, **where)
+        twin = readers[0].labels.twin(known.name) if known.format == shots.FORMAT else None
+        if twin:
+            try:
+                known = in_frame(root, known, twin)
+            except shots.Conflict as exc:
+                return known.drop("orientation_conflict", str(exc))
+            except Exception as exc:  # as above, of the JPEG
+                files.check_machine(exc, root, twin)
+                return known.drop("unreadable", f"its JPEG: {image.reason(exc, root, part.aside)}"[:200])
         try:
             said, whose, silent = joined(known, readers)
         except (SourceError, files.BadFile) as exc:
@@ -204,6 +219,8 @@ class Scan(Labels):
             boxes=boxes.dumps(boxes.through(said.boxes, whole)),
             captions=said.captions,
             mask=said.mask,
+            tags=said.tags,
+            image_id=said.image_id,
             split=split,
             acquired=said.acquired,
             footprint=place.footprints(known, [whole])[0],
@@ -231,12 +248,29 @@ def ground(
     return {"gsd_range_m": of_manifest}
 
 
+def in_frame(root: Root, sample: Sample, file: files.File) -> Sample:
+    """A camera RAW in the frame of its JPEG as that is shown. Raises Conflict, and what a reader raises."""
+    with files.stream(root, file) if not file.packing else io.BytesIO(files.read(root, file)) as stream:
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
+        with Image.open(stream, formats=image.FORMATS) as opened:
+            its = image.pillow_header(opened, head)
+    shots.frame_of((sample.width, sample.height), (its.width, its.height))
+    width, height = its.width, its.height
+    twin = json.dumps(asdict(file))
+    return replace(sample, width=width, height=height, image_width=width, image_height=height, twin=twin)
+
+
 def read_header(
     root: Root, file: Sample, scratch: Path, expected: tuple[str, ...]
 ) -> tuple[image.Header, dict[str, Any]]:
     """Header facts and place of an image, by what its first bytes are, whatever its name says."""
     if file.file_bytes == 0 and file.packing in ("", "tar", *files.READABLE):
         raise OSError("the file is empty")
+    if raw.is_raw(file.name):
+        with stream_of(root, file, files.read(root, file) if file.packing else b"") as stream:
+            width, height, orientation = raw.header(stream)
+        return image.Header(width, height, shots.BANDS, False, "uint16", shots.FORMAT, orientation), {}
     head = files.head(root, file, HEAD_BYTES)
     in_memory = file.packing != "" and file.file_bytes <= files.SMALL_BYTES
     if file.packing and not in_memory and head[:4] in geotiff.OTHERS:

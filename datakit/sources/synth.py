@@ -1,7 +1,8 @@
-"""The embedded collection: look-alikes of public collections, made on the spot, with planted truth beside them.
+"""The embedded collections: look-alikes of public collections, made on the spot, with planted truth beside them.
 
-`make` writes the folders of seven collections, in the layouts of their manifests, and `truth.json`, which says of every
-file what it is and what becomes of it. `check` scores a finished build against it; `build` itself never reads it.
+`make` writes the folders of seven collections (opticalrs), or of AODRaw (see `synth_raw`), in the layouts of their
+manifests, and `truth.json`, which says of every file what it is and what becomes of it. `check` scores a finished build
+of the first against it; `build` itself never reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SourceError
-from . import synth_imagenet
+from . import synth_imagenet, synth_raw
 from .land import noise
 from .scenes import Box, Scene
 from .synth_check import check, not_covered
@@ -59,15 +60,20 @@ FMOW = {
 
 
 def make(kind: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Writes the embedded collection `kind` (opticalrs, imagenet_s) below a folder; gives its truth, see truth.json."""
-    if kind not in ("opticalrs", "imagenet_s"):
-        raise SourceError(f"no embedded collection {kind!r}; there are: opticalrs, imagenet_s")
+    """Writes the embedded collection `kind` (see KINDS) below a folder; gives its truth, as in truth.json."""
+    if kind not in KINDS:
+        raise SourceError(f"no embedded collection {kind!r}; there are: {', '.join(KINDS)}")
     if folder.exists() and any(folder.iterdir()) and not (folder / "truth.json").exists():
         raise SourceError(f"{folder}: not empty, and not made by `datakit synth`; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    truth = synth_imagenet.make(folder, seed) if kind == "imagenet_s" else _opticalrs(folder, seed)
+    truth = KINDS[kind](folder, seed)
     (folder / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n")
     return truth
+
+
+def _aodraw(folder: Path, seed: int) -> dict[str, Any]:
+    files = sorted(synth_raw.make(folder, seed), key=lambda entry: (entry["source"], entry["name"]))
+    return {"kind": "aodraw", "seed": seed, "files": files, "heldout": []}
 
 
 def _opticalrs(folder: Path, seed: int) -> dict[str, Any]:
@@ -234,3 +240,6 @@ def _hrsid(world: World) -> None:
     coco = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "ship"}]}
     name = "HRSID_JPG/annotations/train_test2017.json"
     world.put("hrsid", name, json.dumps(coco).encode(), what="label_file", expect="label")
+
+
+KINDS = {"opticalrs": _opticalrs, "imagenet_s": synth_imagenet.make, "aodraw": _aodraw}

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from .. import files, image, measure
+from .. import boxes, files, image, measure
 from ..errors import SourceError
 from ..hand import holding
 from ..image import WHOLE_PX, Encode, Narrow
@@ -30,14 +30,16 @@ from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge, levels_of
 from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
 from ..scales import in_reduced, reduced_size
+from ..shots import FORMAT as RAW
 from ..staging import STAGED
 
 SCENE_PX = 256  # scenes are signed on a copy reduced by whole boxes to at least this and less than twice this
 PSNR_ONE_IN = 16  # tiles are decoded again to measure what encoding cost
 SIGNED = ("signatures", "thumbnail", "pixel_digest")  # fields of `Sample`, as `measure.sign` gives them
 SCENE = ("scene_entropy_bits", "scene_digest", "scene_signatures", "scene_thumbnail")
-TILE = ("psnr_db", "narrowed", "mask_bytes", "copied", "dropped", "detail")
+TILE = ("psnr_db", "narrowed", "camera", "pair_shift_px", "mask_bytes", "copied", "dropped", "detail")
 FOUND = (*measure.Measures._fields, *SIGNED, *SCENE, *TILE)
+TWIN = Encode(quality=95)  # cv2.imwrite's own, with which AODRaw's slices of JPEGs are written
 Found = dict[str, Any]  # what `cut` finds of a tile: fields of `Sample`
 REDUCED_PX = 1 << 22  # the most that the copy has, however long and thin the scene is
 NOTHING = Sample()  # what is in a field of which nothing was found
@@ -56,11 +58,16 @@ class Cut(Spec):
     copy_jpeg: bool = Field(True, description="whole 8-bit JPEG files enter a jpeg set byte for byte")
     measure: bool = Field(True, description="false: only encode; rules over measured values then drop nothing")
     masks: bool = Field(False, description="every sample has a member seg.png, the mask of its window")
+    shots: bool = Field(False, description="images are camera RAW, and look like their JPEGs; set by `view`")
+    boxed: bool = Field(False, description="windows without a box are dropped as no_boxes; set by `view: slices`")
+    pair: bool = Field(False, description="every sample of camera RAW has a member jpg, too; set by `domain: both`")
     max_pixels: int = Field(1 << 28, gt=0, description="larger images in formats without blocks are dropped")
 
     @model_validator(mode="after")
     def _can_be_seen(self) -> Cut:
-        if self.encode.keeps_levels and self.narrow is None:
+        if self.pair and self.masks:
+            raise ValueError("masks and domain: both: a sample has a mask or a JPEG beside its image, not both")
+        if self.encode.keeps_levels and self.narrow is None and not self.shots:
             raise ValueError(
                 f"{self.encode.format} keeps all levels: give `narrow`, for tiles are measured as a picture"
             )
@@ -83,8 +90,14 @@ class Cut(Spec):
                 else:
                     part.counts["images_opened"] += 1
                     with holding(windows[0]):
-                        found += self.image(windows, part, spool)
+                        found += self.with_boxes(windows, part, spool)
             return stage(records, found, spool, part)
+
+    def with_boxes(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
+        """What is found of the windows of one image; with `boxed`, those of nothing but crowds are not looked at."""
+        shown = [w for w in windows if not self.boxed or any(not box.ignore for box in boxes.loads(w.boxes))]
+        found = iter(self.image(shown, part, spool) if shown else ())
+        return [next(found) if w in shown else {"dropped": "no_boxes"} for w in windows]
 
     def image(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
         """What is found of the windows of one image, their bytes in the spool.
@@ -118,7 +131,13 @@ class Cut(Spec):
         levels = self.encode.keeps_levels
         if levels:
             self._check_bands(windows)
-        reader = Reader(part.root(first), part.aside, self.narrow, self.max_pixels, collars=self.measure, levels=levels)
+        if self.shots != (first.format == RAW):
+            raise NotShown(
+                "no_camera_raw" if self.shots else "camera_raw", "set `view` to read camera RAW, and no other"
+            )
+        published = self.encode.format == "npy"
+        limits = (self.narrow, self.max_pixels)
+        reader = Reader(part.root(first), part.aside, *limits, self.measure, levels, published)
         scene = Scene(first, levels) if self.measure and first.window else None
         puzzle = Puzzle([in_reduced(s) for s in windows])
         tiles: dict[int, Found] = {}
@@ -128,8 +147,8 @@ class Cut(Spec):
                     scene.add(rows)
                 for n, piece in puzzle.add(rows):
                     found, data = self._tile(windows[n], piece)
-                    mask = png_of(masks.tile(windows[n])) if self.masks else b""
-                    tiles[n] = keep(spool, {**found, "mask_bytes": len(mask)}, data + mask)
+                    beside = png_of(masks.tile(windows[n])) if self.masks else self._twin(piece) if self.pair else b""
+                    tiles[n] = keep(spool, {**found, "mask_bytes": len(beside)}, data + beside)
         puzzle.check()
         part.counts["tiles_encoded"] += len(tiles)
         part.counts["pixels_read"] += first.image_width * first.image_height
@@ -151,6 +170,9 @@ class Cut(Spec):
         """What is found of a tile, as fields of `Sample`, and its bytes."""
         levels = self.encode.keeps_levels
         found: Found = {"narrowed": piece.narrowed, **(measured(sample, piece, levels) if self.measure else {})}
+        if piece.shot is not None:
+            window = sample.window or Window(0, 0, sample.image_width, sample.image_height)
+            found.update(camera=piece.shot.camera_json(window), pair_shift_px=piece.shot.shift_px)
         if levels:
             return found, self.encode.levels(levels_of(sample, piece), sample.bands)
         if piece.stored is not None and self.copy_jpeg and self.encode.format == "jpeg":
@@ -159,6 +181,10 @@ class Cut(Spec):
         if self.measure and sample.id % PSNR_ONE_IN == 0:  # ids are hashes
             found["psnr_db"] = measure.psnr_db(piece.pixels, image.decode(data))
         return found, data
+
+    def _twin(self, piece: Piece) -> bytes:
+        """The JPEG beside a mosaic: the camera's own bytes, or a window of its picture."""
+        return piece.stored if piece.stored is not None and self.copy_jpeg else TWIN(piece.picture)
 
 
 class Sign(Cut):
@@ -311,7 +337,7 @@ def mark(windows: list[Sample], masks: bool) -> str:
     """What must be the same for the tiles of an image to be taken over: file, place in it, bands, windows, mask."""
     s = windows[0]
     file = [s.source, s.path, s.file_bytes, s.stamp, s.offset, s.bands, s.dtype, s.nodata, s.orientation, s.alpha]
-    return json.dumps([file, s.scale, s.mask if masks else "", sorted(list(w.window or ()) for w in windows)])
+    return json.dumps([file, s.scale, s.mask if masks else "", s.twin, sorted(list(w.window or ()) for w in windows)])
 
 
 class Earlier:

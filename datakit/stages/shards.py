@@ -32,7 +32,7 @@ from ..staging import StagedFiles
 BLOCK = 512  # bytes of a tar header, and what a payload is padded to
 END = b"\0" * (2 * BLOCK)
 SHARD = b"datakit.shard"
-SEG, TXT = "seg.png", "txt"  # members: the mask, the captions
+SEG, TXT, JPG = "seg.png", "txt", "jpg"  # members: the mask, the captions, the JPEG beside a mosaic
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 NO_RANGE = (-1.0, -1.0)
 PIECE = 1 << 16  # records that a thread puts in order
@@ -51,9 +51,9 @@ class Shards(Spec):
         "train", pattern=r"^[A-Za-z0-9_]*$", description='name of the one split; "" keeps the splits of the sources'
     )
 
-    def members(self, image: str, masks: bool) -> tuple[str, ...]:
+    def members(self, image: str, masks: bool, pair: bool = False) -> tuple[str, ...]:
         """The members of every sample, in the order they lie in a shard. image: the suffix of the images."""
-        return (image, "json", *[SEG] * masks, *[TXT] * self.captions)
+        return (image, *[JPG] * pair, "json", *[SEG] * masks, *[TXT] * self.captions)
 
     def cuts(self, image_bytes: int, samples: int) -> list[int]:
         """Where shards begin and end: [0, …, samples]."""
@@ -226,7 +226,11 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = records_of(job)
     with StagedFiles(job.work) as staged:
-        samples = ((s.key, [payload(suffix, s, staged) for suffix in job.members]) for s in from_table(table))
+        first = job.members[0]
+        samples = (
+            (s.key, [payload(suffix, s, staged, beside=suffix != first) for suffix in job.members])
+            for s in from_table(table)
+        )
         about, places = write_tar(job, samples)
     keep_records(job, table, about, places)
     job.gathered.unlink(missing_ok=True)
@@ -298,13 +302,13 @@ def note_written(job: Tarred) -> None:
     part_note.replace(note)
 
 
-def payload(suffix: str, sample: Sample, staged: StagedFiles) -> bytes:
-    """What a member of a sample holds."""
+def payload(suffix: str, sample: Sample, staged: StagedFiles, beside: bool) -> bytes:
+    """What a member of a sample holds. beside: it is not the image."""
     if suffix == "json":
         return sample_json(sample)
     if suffix == TXT:
         return "\n".join(" ".join(caption.split()) for caption in sample.captions).encode()
-    return staged.read_mask(sample) if suffix == SEG else staged.read(sample)
+    return staged.read_mask(sample) if beside else staged.read(sample)
 
 
 def changed(table: pa.Table, changes: pa.Table) -> pa.Table:
@@ -370,5 +374,9 @@ def sample_json(sample: Sample) -> bytes:
         "dtype": sample.dtype,
         "narrowed": sample.narrowed,
         "mask_classes": mask_classes(sample),
+        "tags": json.dumps(list(sample.tags)),
+        "image_id": sample.image_id,
+        "camera": sample.camera,
+        "pair_shift_px": float(-1.0 if sample.pair_shift_px is None else sample.pair_shift_px),
     }
     return json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()

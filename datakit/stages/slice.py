@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from .. import boxes, place, scales
 from ..columns import Columns
+from ..image import COLOURS
 from ..rules import LargerThan, LongerThan, SmallerThan
 from ..sample import Part, Sample, Spec, Window, from_table, key_id, make_key, to_table
 from ..windows import crops_per_area, grid, scattered
@@ -79,6 +80,19 @@ class Random(Spec):
         return scattered(rng, size, self.side_px, self.law, crops, self.max_overlap_share)
 
 
+class Published(Spec):
+    """Windows as AODRaw publishes them: on even pixels, and only those that show a box by at least a share of it."""
+
+    size_px: int = Field(1280, gt=0, multiple_of=2)
+    gap_px: int = Field(300, ge=0, description="overlap of neighbours")
+    iof: float = Field(0.4, gt=0, le=1, description="share of a box inside, below which it is a region to ignore")
+    keep_empty: bool = Field(False, description="keep windows without a box, too")
+
+    def windows(self, sample: Sample) -> list[Window]:
+        found = grid(sample.width, sample.height, self.size_px, self.gap_px, even=True)
+        return [w for w in found if boxes.fills(sample.width - w.left, sample.height - w.top, self.size_px)]
+
+
 class Slice(Spec):
     """Windows of each image, as records of their own; boxes and places follow.
 
@@ -90,12 +104,16 @@ class Slice(Spec):
     VERSION: ClassVar[int] = 2
     grid: Grid | None = None
     random: Random | None = None
+    published: Published | None = Field(None, description="as AODRaw's slices; set by `view: slices`")
+    third: bool = Field(False, description="whole images at a third, as AODRaw reduces; set by `view: downsampled`")
     gsd_m: float | None = Field(None, gt=0, description="finer images are reduced to this, metres per pixel")
 
     @model_validator(mode="after")
     def _one_way(self) -> Slice:
-        if (self.grid is None) == (self.random is None):
+        if [self.grid, self.random, self.published, self.third or None].count(None) != 3:
             raise ValueError("give either grid or random")
+        if self.gsd_m and (self.published or self.third):
+            raise ValueError("gsd_m: camera RAW has no ground sampling distance")
         return self
 
     def digest(self, *more: str) -> str:
@@ -117,6 +135,10 @@ class Slice(Spec):
 
     def tiles(self, sample: Sample) -> list[Sample]:
         """The windows of an image, or the image itself."""
+        if self.third:
+            return [one_third(sample)]
+        if self.published:
+            return as_published(sample, self.published)
         way = self.grid or self.random
         try:
             scale = self.scale(sample)
@@ -147,6 +169,25 @@ class Reducing(Slice):
         size = Columns(pa.table({"width": [whole.width], "height": [whole.height]}))
         reason = next((rule.reason for rule in self.sizes if rule.matches(size)[0]), "")
         return reason or super().refused(sample, whole)
+
+
+def one_third(sample: Sample) -> Sample:
+    """An image reduced as AODRaw reduces: to a third of its sides, rounded down, boxes by what that exactly is."""
+    width, height = sample.width // 3, sample.height // 3
+    if not width or not height:
+        return sample.drop("smaller_than", f"{sample.width} x {sample.height} px, of which a third is left")
+    shapes = boxes.scaled(boxes.loads(sample.boxes), width / sample.width, height / sample.height)
+    return replace(sample, width=width, height=height, scale=3.0, bands=COLOURS, boxes=boxes.dumps(shapes))
+
+
+def as_published(sample: Sample, how: Published) -> list[Sample]:
+    """The windows of an image, with what they show; which of them show nothing is for `cut` to drop."""
+    windows = how.windows(sample)
+    if not windows:
+        size = f"{sample.width} x {sample.height} px fill {boxes.MIN_IMAGE_SHARE} of no window"
+        return [sample.drop("smaller_than", size)]
+    shapes = boxes.by_window(boxes.loads(sample.boxes), windows, how.iof)
+    return [cut_out(sample, window, each, ()) for window, each in zip(windows, shapes, strict=True)]
 
 
 def shown(whole: Sample) -> Sample:

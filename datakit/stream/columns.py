@@ -15,6 +15,7 @@ from ..errors import RecipeError
 from . import seen
 from .augment import Crop, View
 from .device import together
+from .mosaics import Mosaics
 from .tars import Tars
 
 PER_VIEW = ("gsd_m", "boxes", "mask")
@@ -31,9 +32,14 @@ class Columns:
     """
 
     def __init__(
-        self, names: Sequence[str], classes: Sequence[str] | None, views: tuple[View, ...], tars: Tars
+        self,
+        names: Sequence[str],
+        classes: Sequence[str] | None,
+        views: tuple[View, ...],
+        tars: Tars,
+        raw: Mosaics | None = None,
     ) -> None:
-        self.names, self.views = tuple(names), views
+        self.names, self.views, self.raw = tuple(names), views, raw
         self.numbers = None if classes is None else {name: n for n, name in enumerate(classes)}
         members = {*tars.members}
         self.mask = next((name for name in seen.MASKS if name in members), "")
@@ -60,6 +66,7 @@ class Columns:
             return [self.gsd_m(fields, n, crop) for n, crop in enumerate(crops)]
         if name == "boxes":
             found = boxes.loads(text) if isinstance(text := fields.get("boxes", "[]"), str) else []
+            found = self.raw.boxes(found, fields) if self.raw else found
             return [seen.boxes(found, v, c) for v, c in zip(self.views, crops, strict=True)] if self.views else [found]
         if name == "mask":
             return self.masks(tars, row, crops)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import RecipeError, ShardError
+from ..views import View as RawView
 from .ahead import Ahead, check_room, read_bytes
 from .augment import LEVELS, View, Views
 from .batch import Batch, Buffers
@@ -26,6 +27,7 @@ from .columns import Columns
 from .decode import Decoder, Unreadable
 from .device import Device, ranks, together
 from .maker import STAGES, Bad, Function, Maker, Slots, too_many
+from .mosaics import fields_of, mosaics_of
 from .normalise import Counts, MeanStd, mean_std, scaled
 from .order import InTurn, Order, score
 from .overlay import Live, Overlay, Picked, overlays_of
@@ -79,6 +81,7 @@ class Loader:
     (default without), "wrap", see `Schedule`. block_bytes: shuffle by blocks of whole shards of so many bytes together,
     which of a remote set are 4 GB by default, the next fetched while one is used; the cache must have room for two.
     repeats: crops that an epoch has of each image, decoded once, spread over repeat_window batches, see `repeats`.
+    raw: of camera RAW what a view makes of it, by name or as a `datakit.views.View`: "packed", "demosaiced", "srgb", …
     prefetch: batches that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch
     ends in an error.
     """
@@ -105,6 +108,7 @@ class Loader:
         max_bad_share: float = 0.01,
         overlay: str | Path | Overlay | Sequence[str | Path | Overlay] = (),
         cache: Cache | str | Path | None = None,
+        raw: str | RawView | None = None,
     ) -> None:
         self.tars = opened(source, cache)
         if not len(self.tars):
@@ -117,11 +121,11 @@ class Loader:
         self.live = Live(self.tars, overlays_of(overlay))
         self.block = check_room(self.tars, self.live.sizes, block_bytes, shuffle)
         self.views, self.numbers, self.function = pictures(transform, self.tars, self.live)
-        self.columns = Columns(columns, classes, self.views, self.tars)
+        self.raw = mosaics_of(raw, crops=bool(self.views))
+        self.columns = Columns(columns, classes, self.views, self.tars, self.raw)
         self.most_bad = max(int(max_bad_share * len(self.live)), 1)
-        self.repeats = repeats
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
-        self.decoder, self.buffers = Decoder(), Buffers(self.device.cuda)
+        self.repeats, self.decoder, self.buffers = repeats, Decoder(), Buffers(self.device.cuda)
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
@@ -227,8 +231,9 @@ class Loader:
         kind = (bands, levels, dtype) if views else None
         shared = Shared(order, schedule.has) if schedule and isinstance(order, Repeated) else None
         return Maker(
-            self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, shared
-        )
+            self.tars, order, views, made, scale, self.function, columns, self.decoder, kind, self.most_bad, shared,
+            self.raw,
+        )  # fmt: skip
 
     def kind(self, order: Picked | Repeated) -> tuple[int, np.dtype[Any]]:
         """Bands and dtype of the set's images: of the first that can be read."""
@@ -238,9 +243,10 @@ class Loader:
                 return self._kind
             row = int(order.at(position, 1)[0])
             try:
-                member = self.tars.image_of(row)
+                member = self.raw.member(self.tars) if self.raw else self.tars.image_of(row)
                 if member is not None:
-                    levels = self.decoder(self.tars.read(row, member))
+                    data = self.tars.read(row, member)
+                    levels = self.raw.levels(data, fields_of(self.tars, row)) if self.raw else self.decoder(data)
                     self._kind = levels.shape[2], levels.dtype
             except (OSError, Unreadable) as exc:
                 bad.append(Bad(row, self.tars.where(row), "", "unreadable", str(exc)))

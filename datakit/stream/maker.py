@@ -14,6 +14,8 @@ from ..errors import ShardError
 from . import augment
 from .augment import Crop, Drawn, Scaled, View
 from .decode import Decoder, Levels, Unreadable
+from .jpeg import Box
+from .mosaics import Mosaics, fields_of
 from .overlay import Picked
 from .repeats import Repeated, Shared
 from .tars import Tars
@@ -76,6 +78,7 @@ class Maker:
     kind: Kind | None  # None: images are taken as they come
     most_bad: int
     shared: Shared | None  # where samples are repeated
+    raw: Mosaics | None = None  # what is made of camera RAW
 
     def fill(self, slots: Slots, low: int, high: int) -> None:
         """Make the samples of slots low..high."""
@@ -120,24 +123,27 @@ class Maker:
         """The image of a sample, with the seconds that reading and decoding took."""
         size: list[int] = []  # width, height and reduction, of an image that was decoded smaller
 
-        def reduction(width: int, height: int) -> int:
-            pairs = zip(self.views, drawn.numbers, strict=True)
-            by = min(view.reduction(view.crop_of(width, height, numbers)) for view, numbers in pairs)
+        def wanted(width: int, height: int) -> tuple[int, Box]:
+            by, box = self.wanted(width, height, drawn)
             size[:] = width, height, by
-            return by
+            return by, box
 
         began = time.perf_counter()
-        member = self.tars.image_of(row)
+        member = self.raw.member(self.tars) if self.raw else self.tars.image_of(row)
         if member is None:
             raise Unfit("no_image", "")
         try:
             data = self.tars.read(row, member)
+            fields = fields_of(self.tars, row) if self.raw else {}
         except OSError as exc:
             raise Unfit("disk", str(exc)) from None
         read = time.perf_counter()
         try:
-            levels = self.decoder(data, reduction if self.shared is None and self.reduced else None)
-        except Unreadable as exc:
+            if self.raw:
+                levels = self.raw.levels(data, fields)
+            else:
+                levels = self.decoder(data, wanted if self.shared is None and self.views else None)
+        except (Unreadable, ShardError, ValueError) as exc:
             raise Unfit("unreadable", str(exc)) from None
         if self.kind is not None and (levels.shape[2], levels.dtype) != self.kind[:2]:
             raise Unfit(
@@ -147,9 +153,13 @@ class Maker:
         whole = size if size and width < size[0] else (width, height, 1)
         return Shown(levels, *whole), (read - began, time.perf_counter() - read)
 
-    @property
-    def reduced(self) -> bool:
-        return any(view.reduced for view in self.views)
+    def wanted(self, width: int, height: int, drawn: Drawn) -> tuple[int, Box]:
+        """By how much smaller an image of so many px may be decoded for its views, and the px that they show."""
+        pairs = [(view, view.crop_of(width, height, n)) for view, n in zip(self.views, drawn.numbers, strict=True)]
+        crops = [crop for _, crop in pairs]
+        right, bottom = max(c.left + c.width for c in crops), max(c.top + c.height for c in crops)
+        box = min(c.left for c in crops), min(c.top for c in crops), right, bottom
+        return min(view.reduction(crop) for view, crop in pairs), box
 
     def cut(self, slots: Slots, slot: int, shown: Shown, drawn: Drawn) -> list[Crop]:
         if self.views:

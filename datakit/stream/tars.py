@@ -27,7 +27,7 @@ from .joined import joined_to
 HEADER = 512  # bytes before a member's payload
 NAME = 100  # bytes of a name in a header; longer ones stand elsewhere
 OPEN = 64  # tars that a thread keeps open
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2")  # suffixes, the first there is
+IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "raw")  # suffixes, the first there is
 _SIZE = re.compile(rb"[ ]*([0-7]+)[ \0]*")
 
 

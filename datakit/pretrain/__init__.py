@@ -1,0 +1,1 @@
+"""Masked autoencoders, and what trains them on shards."""
