@@ -20,7 +20,7 @@ from .disk import ROW_GROUP
 from .files import File
 from .remote import Root
 from .sources.imagenet_s import ABOUT, file_of, plain
-from .stages.shards import SEG, keep_records, write_tar
+from .stages.shards import SEG, Tarred, keep_records, write_tar
 
 BAD = b"datakit.bad"  # of a sidecar: what was left out, as JSON [[name, reason, detail], …]
 IGNORE = 1000  # id of a mask
@@ -28,21 +28,15 @@ Bad = list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
-class CopyJob:
-    """One shard to write: rows [begin, end) of a table of the work folder, as `sources.imagenet_s.plan` makes it."""
+class CopyJob(Tarred):
+    """One shard of files: rows [begin, end) of a table of the work folder, as `sources.imagenet_s.plan` makes it."""
 
-    name: str
-    split: str
-    members: tuple[str, ...]
     table: Path
     begin: int
     end: int
     variant: str
     most_id: int  # of masks, but for 1000
     roots: Mapping[str, Root]
-    sidecar: Path
-    out: Root
-    work: Path
 
 
 def write_copies(job: CopyJob) -> dict[str, Any]:

@@ -67,7 +67,6 @@ class Sources:
     roots: dict[str, Root]
     plan: Plan
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # lists: lines, sha256, whether they are official
-    came: int = 0  # images of ImageNet-1k that were found
     expected: dict[str, int] = field(default_factory=dict)  # published count of each split
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -93,10 +92,9 @@ def find(recipe: ImageNetS, data: Root, *not_in: Root) -> Sources:
         raise SourceError(f"{root}: no such folder. Give the copy of ImageNet-1k with --set imagenet=DIR")
     ours = {folder.resolve() for folder in not_in}
     found = images(root, lambda path: path.resolve() in ours)
-    table = found.table()
     if recipe.variant == "1k":
         wnids = val_wnids(root, found.devkit) if found.devkit else {}
-        sources = Sources(recipe.variant, {"imagenet": root}, plan_1k(table, wnids), came=table.num_rows)
+        sources = Sources(recipe.variant, {"imagenet": root}, plan_1k(found.table(), wnids))
         sources.notes += _unlabelled(sources.plan)
         lists_at = _lists_in(recipe, data)
     else:
@@ -110,8 +108,7 @@ def find(recipe: ImageNetS, data: Root, *not_in: Root) -> Sources:
         at = root_of(recipe.annotations, data)
         known = _masks(at, recipe.variant)
         roots = {"imagenet": root, "masks": at.parent if at.is_file() else at}
-        sources = Sources(recipe.variant, roots, plan(table, lists, known, recipe.variant), lists.files)
-        sources.came = table.num_rows
+        sources = Sources(recipe.variant, roots, plan(found.table(), lists, known, recipe.variant), lists.files)
         _leaks(sources, lists, lists_at)
     _compare(sources, recipe, lists_at)
     return sources

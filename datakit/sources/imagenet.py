@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..errors import SourceError
 from ..files import ZIP, BadFile, File, Parts, part_paths, read, utf8
 from ..ranges import opened
 from ..remote import Remote, Root
+from ..sample import key_id
 from . import folder
 from .archive import members
 
@@ -39,7 +41,7 @@ IMAGES = pa.schema(
     + [(name, pa.int64()) for name in ("file_bytes", "offset", "packed_bytes", "crc")]
 )
 BLOCK = 512  # bytes of a tar header, and what a payload is padded to
-BATCH = 1 << 16
+BATCH = 1 << 14  # rows that are held as Python objects
 SPACES = b" " * 8  # what stands for the checksum of a header while it is summed up
 ADLER = 65521
 
@@ -68,11 +70,12 @@ class Found:
         self.rows = []
 
     def table(self) -> pa.Table:
-        """IMAGES, each image once. SourceError where two files of one name differ in size."""
+        """IMAGES, each image once, and `id`, the key's. SourceError where two files of one name differ in size."""
         self.flush()
         table = pa.concat_tables(self.batches).unify_dictionaries()
         self.batches = []
-        if len(pc.unique(table.column("stem"))) == table.num_rows:
+        table = table.append_column("id", pa.array(ids_of(table.column("stem"))))
+        if len(np.unique(table.column("id").to_numpy())) == table.num_rows:
             return table
         packed = pc.not_equal(table.column("packing").cast(pa.string()), "")
         keys = pa.table({"stem": table.column("stem"), "packed": packed, "path": table.column("path")})
@@ -86,6 +89,12 @@ class Found:
         keep = np.ones(table.num_rows, bool)
         keep[again] = False
         return table.filter(pa.array(keep))
+
+
+def ids_of(keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Ids of many keys, a batch at a time."""
+    batches = pa.table({"key": keys}).to_batches(max_chunksize=BATCH)
+    return np.fromiter((key_id(key) for batch in batches for key in batch.column(0).to_pylist()), np.int64)
 
 
 def images(root: Root, skip: Callable[[Path], bool] = lambda path: False) -> Found:

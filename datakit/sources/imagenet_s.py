@@ -13,16 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import SourceError
 from ..files import File
 from ..remote import Root
-from ..sample import key_id
 from . import folder
-from .imagenet import BATCH, WNID
+from .imagenet import WNID, ids_of
 
 Variant = Literal["50", "300", "919", "1k"]
 MERGED = {  # of 919 alone: a class of ImageNet, and the one that its images belong to
@@ -131,15 +129,12 @@ class Plan:
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)  # names of images, or of masks, by split
-    expected: dict[str, int] = field(default_factory=dict)  # by the lists
+    came: int = 0  # images that there were to choose from
 
 
 def plan(images: pa.Table, lists: Lists, found: Mapping[tuple[str, str, str], File], variant: str) -> Plan:
     """The samples of an ImageNet-S variant. images: see `imagenet.IMAGES`; found: its masks."""
-    out, ids = Plan(), {wnid: n for n, wnid in enumerate(lists.wnids, 1)}
-    out.tables["train"] = _train(images, lists.sources(variant), ids, "train")
-    absent = {*lists.sources(variant)} - {*pc.unique(out.tables["train"].column("imagenet_wnid")).to_pylist()}
-    out.missing["train"] = [f"{wnid}/*" for wnid in sorted(absent)]
+    out, ids = Plan(came=images.num_rows), {wnid: n for n, wnid in enumerate(lists.wnids, 1)}
     for split, listed in lists.splits.items():
         place = pc.index_in(pa.array([one.stem for one in listed], pa.string()), images.column("stem").combine_chunks())
         there = place.is_valid().to_pylist()
@@ -155,7 +150,11 @@ def plan(images: pa.Table, lists: Lists, found: Mapping[tuple[str, str, str], Fi
         classes = [ids[one.wnid] for one in some]
         table = _table(rows, split, keys, [s.wnid for s in some], [s.imagenet_wnid for s in some], classes, same)
         out.tables[split] = _with_masks(table, [files[n] for n in keep]) if files else table
-        out.missing[split], out.expected[split] = lost, len(listed)
+        out.missing[split] = lost
+    sources = lists.sources(variant)
+    out.tables = {"train": _train(images, sources, ids), **out.tables}
+    absent = {*sources} - {*out.tables["train"].column("imagenet_wnid").unique().to_pylist()}
+    out.missing["train"] = [f"{wnid}/*" for wnid in sorted(absent)]
     return out
 
 
@@ -167,8 +166,8 @@ def plan_1k(images: pa.Table, wnids: Mapping[str, str]) -> Plan:
     stems, parents = images.column("stem"), pc.unique(images.column("folder")).to_pylist()
     classes = {*pc.unique(pc.utf8_slice_codeunits(stems.filter(pc.starts_with(stems, "n")), 0, 9)).to_pylist()}
     classes |= {*wnids.values(), *filter(WNID.fullmatch, parents)}
-    out, ids = Plan(), {wnid: n for n, wnid in enumerate(sorted(classes))}
-    out.tables["train"] = _train(images, {wnid: wnid for wnid in sorted(classes)}, ids, "train")
+    out, ids = Plan(came=images.num_rows), {wnid: n for n, wnid in enumerate(sorted(classes))}
+    out.tables["train"] = _train(images, {wnid: wnid for wnid in sorted(classes)}, ids)
     rows = images.filter(pc.starts_with(stems, "I"))
     named = zip(rows.column("stem").to_pylist(), rows.column("folder").to_pylist(), strict=True)
     known = [wnids.get(stem) or (parent if parent in ids else "") for stem, parent in named]
@@ -177,14 +176,14 @@ def plan_1k(images: pa.Table, wnids: Mapping[str, str]) -> Plan:
     return out
 
 
-def _train(images: pa.Table, sources: Mapping[str, str], ids: Mapping[str, int], split: str) -> pa.Table:
+def _train(images: pa.Table, sources: Mapping[str, str], ids: Mapping[str, int]) -> pa.Table:
     """The training images of some classes; by columns, for there are over a million."""
     theirs, merged = (pa.array([*names], pa.string()) for names in (sources, sources.values()))
     place = pc.index_in(pc.utf8_slice_codeunits(images.column("stem"), 0, 9), theirs)
     rows, place = images.filter(place.is_valid()), place.drop_null().combine_chunks()
     numbers = pa.array([ids[wnid] for wnid in sources.values()], pa.int32()).take(place)
     own, other = (pa.DictionaryArray.from_arrays(place, names) for names in (merged, theirs))
-    return _table(rows, split, rows.column("stem"), own, other, numbers, pa.repeat("", rows.num_rows))
+    return _table(rows, "train", rows.column("stem"), own, other, numbers, pa.repeat("", rows.num_rows))
 
 
 def _table(
@@ -196,7 +195,7 @@ def _table(
     return pa.table(
         {
             "key": keys,
-            "id": _ids(keys),
+            "id": ids_of(keys) if split == SEMI else rows.column("id"),
             "split": _few(pa.repeat(split, rows.num_rows)),
             "wnid": wnids,
             "imagenet_wnid": _few(imagenet_wnids),
@@ -206,12 +205,6 @@ def _table(
             **{name: rows.column(name) for name in WHERE},
         }
     )
-
-
-def _ids(keys: Any) -> Any:
-    """Ids of many keys, a batch at a time."""
-    batches = pa.table({"key": keys}).to_batches(max_chunksize=BATCH)
-    return np.fromiter((key_id(key) for batch in batches for key in batch.column(0).to_pylist()), np.int64)
 
 
 def _few(values: Any) -> Any:
