@@ -15,13 +15,14 @@ from .files import File
 from .manifest import Collection, ListFile
 from .remote import Remote, Root, root_of
 from .sample import Spec
-from .sources.imagenet import images, val_wnids
+from .sources.imagenet import WNID, images, val_wnids
 from .sources.imagenet_s import Lists, Plan, Variant, list_names, masks, plan, plan_1k, read_lists, shared
 from .stages.shards import Shards
 from .tables import aligned
 
 OTHERS = ("50", "300", "919")
 PUBLISHED = "published.json"  # beside the lists of a look-alike: its own counts
+LISTS_DEPTH = 3  # folders below the data folder, in which the lists are looked for
 SHOWN = 10  # names of what is missing that a message has
 
 
@@ -119,12 +120,18 @@ def _imagenet_in(data: Root) -> Root:
 
 
 def _lists_in(recipe: ImageNetS, data: Root) -> Root | None:
-    """The toolbox's folder `data`; looked for in the folder that is named, in those in it, and in their `data`."""
-    at, name = root_of(recipe.lists, data), next(iter(list_names("50").values())).partition("/")[0]
-    near = [at]
-    if isinstance(at, Path) and at.is_dir():
-        near += sorted(path for path in at.iterdir() if path.is_dir())
-    return next((one for place in near for one in (place, place / "data") if (one / name).is_dir()), None)
+    """The folder of the lists: the one that is named, or one up to three levels below it; folders of images aside."""
+    waiting, name = [(root_of(recipe.lists, data), 0)], next(iter(list_names("50").values())).partition("/")[0]
+    while waiting:
+        at, depth = waiting.pop(0)
+        if (at / name).is_dir():
+            return at
+        if isinstance(at, Path) and at.is_dir() and depth < LISTS_DEPTH:
+            below = sorted(path for path in at.iterdir() if not WNID.fullmatch(path.name) and path.is_dir())
+            waiting += [(path, depth + 1) for path in below]
+        elif isinstance(at, Remote) and not depth:
+            waiting.append((at / "data", LISTS_DEPTH))
+    return None
 
 
 def _masks(at: Root, variant: str) -> dict[tuple[str, str, str], File]:

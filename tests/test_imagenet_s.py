@@ -26,10 +26,12 @@ import datakit
 from datakit import ids, kinds
 from datakit.cli import main
 from datakit.errors import RecipeError, SourceError, StageError
+from datakit.folders import gc
 from datakit.imagenet_s import ImageNetS
 from datakit.manifest import Manifest
 from datakit.sources import imagenet, synth
 from datakit.sources.imagenet_s import MERGED, read_lists, shared
+from datakit.status import status
 from datakit.stream import Loader, Overlay, View, Views
 
 RECIPE = "recipes/imagenet_s.yaml"
@@ -391,6 +393,22 @@ def test_check_tells_what_a_build_would_do(look: Path, tmp_path: Path, capsys: p
     assert sorted(look.rglob("*")) == before
     assert main(["check", RECIPE, "--data", str(tmp_path), "--set", f"lists={look}"]) == 1
     assert "no image of ImageNet-1k there" in capsys.readouterr().err
+
+
+def test_a_work_folder_tells_of_the_build_and_gc_leaves_what_it_uses(look: Path, tmp_path: Path) -> None:
+    datakit.build(recipe("50"), data=look, out=tmp_path / "out", workers=0)
+    (build,) = status(tmp_path / "out.work")
+    assert (build["recipe"], build["state"], build["steps"]) == (
+        "imagenet_s_50",
+        "complete",
+        {"list": [4, 4], "shards": [4, 4]},
+    )
+    datakit.build(recipe("50", seed=1), data=look, out=tmp_path / "out", workers=0)
+    assert gc(tmp_path / "out.work")["files"] == 8
+    datakit.build(recipe("50", seed=1), data=look, out=tmp_path / "out", workers=0)
+    assert "shards_written" not in work_done(tmp_path / "out")
+    with pytest.raises(StageError, match="holds another set, imagenet_s_50"):
+        datakit.build(recipe("300"), data=look, out=tmp_path / "out", workers=0)
 
 
 def test_the_look_alike_is_the_same_every_time(look: Path, tmp_path: Path) -> None:
