@@ -18,11 +18,12 @@ from PIL import Image
 
 import datakit
 from datakit import ids as mask_ids
-from datakit.cli import main
+from datakit.cli import main, parser
 from datakit.collections_page import page
 from datakit.errors import RecipeError
 from datakit.evaluate.imagenet_s import write_prediction
 from datakit.manifest import Collection, Manifest
+from datakit.pretrain.recipe import Pretrain
 from datakit.sample import Spec
 from datakit.stages.dedup import Dedup
 from datakit.stages.protect import Protect
@@ -193,3 +194,23 @@ def test_the_page_on_imagenet_s_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert next(batch["mask"].dtype for batch in names["loader"]) is torch.int64
     masks = {"pred": np.ones((4, 5), int), "gt": np.ones((4, 5), int), "ids": np.ones((4, 5), int)}
     exec(compile(second, "imagenet_s.md", "exec"), {**masks, "preds": [{1}], "gts": [{2}]})
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pretraining.md"])
+def test_commands_about_training_are_those_there_are(page: str) -> None:
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    wanted = r"^(?:\.venv/bin/datakit|datakit|torchrun.* -m datakit\.cli) ((?:pretrain|export|evaluate) [^#\n]*)"
+    commands = re.findall(wanted, text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        args = parser().parse_args(shlex.split(command))
+        if args.verb == "pretrain":
+            Pretrain.load(args.recipe)
+
+
+def test_the_recipes_of_the_page_are_those_there_are() -> None:
+    text = (DOCS / "pretraining.md").read_text(encoding="utf-8")
+    bundled = {path.stem for path in (DOCS.parent / "recipes" / "pretrain").glob("*.yaml")}
+    assert bundled == {name for name in re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE) if name in bundled}
+    for name in bundled:
+        assert Pretrain.load(name).name == name
