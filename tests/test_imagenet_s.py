@@ -31,6 +31,7 @@ from datakit.imagenet_s import ImageNetS
 from datakit.manifest import Manifest
 from datakit.sources import imagenet, synth
 from datakit.sources.imagenet_s import MERGED, read_lists, shared
+from datakit.sources.synth_imagenet import tar_of
 from datakit.status import status
 from datakit.stream import Loader, Overlay, View, Views
 
@@ -243,6 +244,21 @@ def test_a_loader_gives_ids_through_the_geometry_of_the_image(look: Path, built:
     assert seen > 10
 
 
+def test_hugging_face_datasets_takes_the_folder_with_its_card(built: dict[str, Path], tmp_path: Path) -> None:
+    code = (
+        "import datasets, json, sys\n"
+        "sets = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])\n"
+        "print(json.dumps({s: [one['json']['split'] + one['json']['same_as'][:1] for one in sets[s]] for s in sets}))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(built["50"]), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    splits = json.loads(done.stdout.splitlines()[-1])
+    wanted = {"train": ("train", 18), "train_semi": ("train-semin", 6), "validation": ("validation", 8)}
+    assert splits == {split: [text] * n for split, (text, n) in {**wanted, "test": ("test", 13)}.items()}
+
+
 def test_what_is_missing_is_named_and_stops_the_build(look: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(look, data, ignore=shutil.ignore_patterns("imagenet_tars", "truth"))
@@ -442,3 +458,27 @@ def test_images_that_leak_between_the_official_variants() -> None:
     lists = {variant: read_lists(OFFICIAL, variant) for variant in VARIANTS[:3]}
     for variant, count in (("50", 4), ("300", 19)):
         assert len(shared(lists[variant], lists["919"])["test_in_its_validation"]) == count
+
+
+@needs_lists
+def test_the_official_lists_make_the_published_splits(tmp_path: Path) -> None:
+    """Of 50, with one picture for all images: only the training images that no list names are missing."""
+    picture, lists = io.BytesIO(), read_lists(OFFICIAL, "50")
+    Image.new("RGB", (8, 6)).save(picture, "JPEG")
+    stems = sorted({one.stem for some in lists.splits.values() for one in some})
+    (tmp_path / "clone").symlink_to(OFFICIAL)
+    (tmp_path / "ILSVRC2012_img_any.tar").write_bytes(tar_of({f"{stem}.JPEG": picture.getvalue() for stem in stems}))
+    with zipfile.ZipFile(tmp_path / "ImageNetS50-downloaded.zip", "w") as archive:
+        for split in ("validation", "train-semi"):
+            for one in lists.splits[split]:
+                mask = ids.encode(np.full((6, 8), 1 + lists.wnids.index(one.wnid)))
+                archive.writestr(f"ImageNetS50/{split}-segmentation/{one.wnid}/{one.stem}.png", mask)
+    with pytest.raises(SourceError) as raised:
+        datakit.build(recipe("50"), data=tmp_path, out=tmp_path / "out", workers=0)
+    assert str(raised.value).splitlines()[1:-1] == ["  train: 500 samples, 64,431 published"]
+    manifest = datakit.build(recipe("50"), data=tmp_path, out=tmp_path / "out", workers=0, allow_missing=True)
+    counts = {shard.split: shard.samples for shard in manifest.shards}
+    assert counts == {"train": 500, "train-semi": 500, "validation": 752, "test": 1682}
+    about = json.loads((tmp_path / "out" / "imagenet_s.json").read_text())
+    assert all(said["as_published"] for said in about["lists"].values())
+    assert len(about["shared_with"]["919"]["test_in_its_validation"]) == 4
