@@ -42,7 +42,8 @@ import sys, time
 from pathlib import Path
 from datakit import kinds
 from datakit.engine import Engine
-from datakit.imagenet_build import Copying, find
+from datakit.imagenet_build import Copying
+from datakit.imagenet_s import find
 folder, start = Path(sys.argv[1]), time.perf_counter()
 recipe = kinds.load("imagenet_s", {"variant": 919})
 sources = find(recipe, folder)

@@ -21,7 +21,7 @@ from .copies import CopyJob, bad_of, bytes_of, index_rows, write_copies
 from .disk import close_out
 from .engine import Engine
 from .errors import StageError
-from .imagenet_s import SHOWN, ImageNetS, Sources, find, neighbours
+from .imagenet_s import SHOWN, ImageNetS, Sources, neighbours
 from .leave import BEFORE, TIMINGS, Out, written_shard
 from .manifest import Count, Manifest, SourceLeft
 from .remote import Root
@@ -30,7 +30,6 @@ from .sample import digest
 from .sources.imagenet_s import SEMI, WITH_MASKS, plain
 from .stages.shards import SEG, note_of, order, written
 
-__all__ = ["Copying", "find"]
 VERSION = 1  # raise it when other bytes come out for the same input
 SOURCE = "imagenet_s"  # of all samples
 ABOUT = "imagenet_s.json"

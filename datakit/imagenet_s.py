@@ -88,6 +88,7 @@ class Sources:
 
 def find(recipe: ImageNetS, data: Root, *not_in: Root) -> Sources:
     """All that a recipe needs, found and compared with what is published. not_in: folders of our own."""
+    data = data.absolute()  # workers may be in other folders
     root = root_of(recipe.imagenet, data) if recipe.imagenet else _imagenet_in(data)
     if not root.exists():
         raise SourceError(f"{root}: no such folder. Give the copy of ImageNet-1k with --set imagenet=DIR")

@@ -10,25 +10,31 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from worlds import digests, work_done
 
 import datakit
 from datakit import ids, kinds
 from datakit.cli import main
+from datakit.copies import read_rows
 from datakit.errors import RecipeError, SourceError, StageError
 from datakit.folders import gc
 from datakit.imagenet_s import ImageNetS
 from datakit.manifest import Manifest
+from datakit.run import Funnel, write_part
 from datakit.sources import imagenet, synth
 from datakit.sources.imagenet_s import MERGED, read_lists, shared
 from datakit.sources.synth_imagenet import tar_of
@@ -221,6 +227,7 @@ def test_val_without_classes_is_unlabelled_and_said_so(look: Path, tmp_path: Pat
     datakit.build(recipe("1k"), data=tmp_path / "data", out=tmp_path / "out", workers=0, say=said.append)
     val = samples(tmp_path / "out", "val").values()
     assert {(one["cls"], one["json"]["wnid"], one["json"]["class_id"]) for one in val} == {(b"-1", "", -1)}
+    assert all(one["json"]["name"].startswith("ILSVRC2012_val_") for one in val)
     assert [line for line in said if "class of 50 images is not known" in line and "devkit" in line]
     assert "class of 50 images is not known" in (tmp_path / "out" / "README.md").read_text()
 
@@ -370,6 +377,16 @@ def test_a_tar_that_is_cut_short_is_told(look: Path, tmp_path: Path, cut: int) -
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(data[: cut if cut > 0 else data.rstrip(b"\0").__len__() + cut])
     with pytest.raises(SourceError, match=r"ILSVRC2012_img_train\.tar.*cut short"):
         imagenet.images(tmp_path)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 9_999), st.integers(1, 10_000))
+def test_rows_of_a_shard_are_read_wherever_they_begin(begin: int, count: int) -> None:
+    end = min(begin + count, 10_000)
+    with tempfile.TemporaryDirectory() as name:
+        table = pa.table({"n": pa.chunked_array([np.arange(7_001), np.arange(7_001, 10_000)])})
+        write_part(table, Path(name) / "a.parquet", Path(name), Funnel())
+        assert read_rows(Path(name) / "a.parquet", begin, end).column("n").to_pylist() == list(range(begin, end))
 
 
 def test_variants_side_by_side_are_warned_of_and_recorded(look: Path, tmp_path: Path) -> None:

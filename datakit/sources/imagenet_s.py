@@ -191,7 +191,7 @@ def _table(
 ) -> pa.Table:
     """Rows of images as samples of a split. name: as the official layout has it, whatever is on disk."""
     wnids = _few(wnids)
-    file = pc.binary_join_element_wise(rows.column("stem"), "JPEG", ".")
+    file, folders = pc.binary_join_element_wise(rows.column("stem"), "JPEG", "."), wnids.cast(pa.string())
     return pa.table(
         {
             "key": keys,
@@ -201,7 +201,7 @@ def _table(
             "imagenet_wnid": _few(imagenet_wnids),
             "class_id": pa.array(class_ids, pa.int32()),
             "same_as": _few(same_as),
-            "name": pc.binary_join_element_wise(wnids.cast(pa.string()), file, "/"),
+            "name": pc.if_else(pc.equal(folders, ""), file, pc.binary_join_element_wise(folders, file, "/")),
             **{name: rows.column(name) for name in WHERE},
         }
     )
