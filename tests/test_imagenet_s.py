@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from servers import moto
 from worlds import digests, work_done
 
 import datakit
@@ -117,6 +119,27 @@ def test_every_layout_gives_the_same_files(
         mine, theirs = ({n: d for n, d in some.items() if "-train-" in n} for some in (mine, theirs))
     assert mine == theirs
     assert not list((tmp_path / "out.work").rglob("*.JPEG"))
+
+
+def test_what_lies_in_a_store_gives_the_same_files(
+    look: Path, built: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "k"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    with moto() as port:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://127.0.0.1:{port}"})
+        store = fsspec.filesystem("s3")
+        store.mkdir("look")
+        for name in ("ImageNet-S", "annotations", "imagenet"):
+            store.put(str(look / name), f"look/data/{name}", recursive=True)
+        far = recipe("50", lists="ImageNet-S", **{"shards.max_samples": 9})
+        datakit.build(far, data="s3://look/data", out="s3://look/out", work=tmp_path / "work", workers=0)
+        store.get("s3://look/out", str(tmp_path / "out"), recursive=True)
+    assert digests(tmp_path / "out") == digests(built["50"])
 
 
 def test_the_same_bytes_from_several_workers(look: Path, built: dict[str, Path], tmp_path: Path) -> None:
