@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_stream
+from . import __version__, cli_evaluate, cli_stream
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
 if TYPE_CHECKING:
+    from .imagenet_s import ImageNetS
     from .recipe import Recipe
 
 
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(run=run_check)
 
     synth = verbs.add_parser("synth", help="make an embedded collection, or check a build of one")
-    synth.add_argument("kind", help="opticalrs, aodraw, or check")
+    synth.add_argument("kind", help="opticalrs, imagenet_s, aodraw, or check")
     synth.add_argument("dirs", nargs="+", help="DIR to make; for check: OUT DIR")
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)
@@ -80,14 +81,19 @@ def parser() -> argparse.ArgumentParser:
     query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
+    work_arguments(verbs)
+    cli_stream.add(verbs)
+    cli_evaluate.add(verbs)
+    return top
+
+
+def work_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = verbs.add_parser("status", help="what is done of the builds of a work folder, what is left, what failed")
     status.add_argument("work", type=Path, help="a work folder")
     status.set_defaults(run=run_status)
-    cli_stream.add(verbs)
     gc = verbs.add_parser("gc", help="free what no build uses any more")
     gc.add_argument("work", type=Path, help="a work folder")
     gc.set_defaults(run=run_gc)
-    return top
 
 
 def engine_arguments(verb: argparse.ArgumentParser) -> None:
@@ -195,11 +201,12 @@ def size(text: str) -> int:
     return int(float(found[1]) * units[found[2] or ""])
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
+def recipe_of(args: argparse.Namespace) -> Recipe | ImageNetS:
     """The recipe that the arguments name, with their changes."""
-    from .recipe import Recipe, parse_changes
+    from .kinds import load
+    from .recipe import parse_changes
 
-    recipe = Recipe.load(args.recipe, parse_changes(args.set), args.protect, args.licence)
+    recipe = load(args.recipe, parse_changes(args.set), args.protect, args.licence)
     if not may_be_folder(args.data):
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe
@@ -233,9 +240,14 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    from .plan import check
+    from . import imagenet_s, plan
 
-    for line in check(recipe_of(args), args.data, allow_missing=args.allow_missing, most=args.most, say=say):
+    recipe = recipe_of(args)
+    if isinstance(recipe, imagenet_s.ImageNetS):
+        lines = imagenet_s.check(recipe, args.data, args.allow_missing)
+    else:
+        lines = plan.check(recipe, args.data, allow_missing=args.allow_missing, most=args.most, say=say)
+    for line in lines:
         print(line)
     return 0
 

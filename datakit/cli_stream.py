@@ -1,10 +1,11 @@
-"""The verbs of `datakit` about streaming: index, doctor, replay."""
+"""The verbs of `datakit` about streaming: index, add-column, doctor, replay."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ def add(verbs: Verbs) -> None:
     index.add_argument("tars", nargs="+", type=Path, metavar="TARS", help="tars, or folders of them")
     index.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: index.arrow in their common folder")
     index.set_defaults(run=run_index)
+
+    column = verbs.add_parser(
+        "add-column", help="add a member to the samples of a set without writing its shards again"
+    )
+    column.add_argument("shards", type=Path, metavar="SHARDS", help="folder with index.arrow")
+    column.add_argument("name", metavar="NAME", help="suffix of the member, such as seg.png")
+    column.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="files named after keys")
+    column.add_argument("--replace", action="store_true", help="in place of the column of that name")
+    column.set_defaults(run=run_add_column)
 
     doctor = verbs.add_parser("doctor", help="what holds a loader up on this machine, and the setting worth changing")
     doctor.add_argument("loader", nargs="+", metavar="LOADER", help="shards (a build, an index, tars), or module:name")
@@ -55,6 +65,16 @@ def run_index(args: argparse.Namespace) -> int:
         raise ShardError(f"{out.parent} is a build, which has its index: name another file with --out")
     samples = write(tars, out, out.parent)
     print(json.dumps({"index": str(out), "tars": len(tars), "samples": samples}))
+    return 0
+
+
+def run_add_column(args: argparse.Namespace) -> int:
+    from .add_column import add_column
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    print(json.dumps(add_column(args.shards, args.name, args.source, args.replace, say)))
     return 0
 
 

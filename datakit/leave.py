@@ -31,7 +31,7 @@ from .recipe import Recipe
 from .remote import Root, root_of
 from .run import Funnel
 from .sample import digest
-from .stages.shards import ShardJob, notes_of, written
+from .stages.shards import ShardJob, Tarred, notes_of, written
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
 NOT_LEFT += ["mask", "mask_bytes", "twin"]
@@ -98,7 +98,8 @@ def finish(
     out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
-    out.put_text(TIMINGS, timings(story))
+    at = story.out, story.work, story.roots
+    out.put_text(TIMINGS, timings(at, story.seconds, story.counts, story.part_seconds, story.read_bytes))
     out.put_text("manifest.json", manifest.to_json())
     close_out(story.out)
     return manifest
@@ -123,23 +124,23 @@ class Out:
         self.put(name, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def shards_before(recipe: Recipe, out: Root, work: Path) -> set[str]:
-    """Names of the shards that earlier builds of this recipe left in OUT, whole or not: nobody else's are ever removed.
+def shards_before(name: str, out: Root, work: Path) -> set[str]:
+    """Names of the shards that earlier builds of a set left in OUT, whole or not: nobody else's are ever removed.
 
     StageError if another set lies there.
     """
-    ours = re.compile(rf"{re.escape(recipe.name)}-\w*-\d{{6}}\.tar")
+    ours = re.compile(rf"{re.escape(name)}-(?:train-semi|\w*)-\d{{6}}\.tar")
     before = [path for path in (out / "manifest.json", out / BEFORE) if path.exists()]
     names = {note.stem for note in notes_of(work, out).glob("*.json") if ours.fullmatch(note.stem)}
     for path in before:
         there = Manifest.load(path)
-        if there.name != recipe.name:
+        if there.name != name:
             raise StageError(f"{out} holds another set, {there.name}: name another folder with --out")
         names |= {shard.name for shard in there.shards}
     return names
 
 
-def written_shard(job: ShardJob) -> Shard:
+def written_shard(job: Tarred) -> Shard:
     about = written(job)
     if about is None:
         raise StageError(
@@ -240,18 +241,25 @@ def counts(funnels: dict[str, Funnel]) -> list[Count]:
     ]
 
 
-def timings(story: Story) -> str:
-    """The one file that may differ between two builds of the same."""
+def timings(
+    at: tuple[Root, Path, dict[str, Root]],
+    seconds: dict[str, float],
+    counts: Counter[str],
+    part_seconds: dict[str, dict[str, float]],
+    read_bytes: dict[str, Counter[str]],
+) -> str:
+    """The one file that may differ between two builds of the same. at: OUT, WORK, and where each source lies."""
+    out, work, roots = at
     plain = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "out": str(story.out),
-        "work": str(story.work),
-        "roots": {name: str(root) for name, root in sorted(story.roots.items())},
-        "seconds": {k: round(v, 3) for k, v in story.seconds.items()},
-        "worker_seconds": {k: {s: round(v, 3) for s, v in by.items()} for k, by in story.part_seconds.items()},
-        "read_bytes": story.read_bytes,
-        "work_done": dict(sorted(story.counts.items())),
+        "out": str(out),
+        "work": str(work),
+        "roots": {name: str(root) for name, root in sorted(roots.items())},
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        "worker_seconds": {k: {s: round(v, 3) for s, v in by.items()} for k, by in part_seconds.items()},
+        "read_bytes": read_bytes,
+        "work_done": dict(sorted(counts.items())),
     }
     return json.dumps(plain, indent=1) + "\n"
 

@@ -198,6 +198,13 @@ class Split(Spec):
     bytes: int | None = Field(None, ge=0, description="of its files, as published")
 
 
+class ListFile(Spec):
+    """A text file of the publisher that tells splits: its lines that are not empty, and its digest."""
+
+    lines: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Collection(Spec):
     """A public collection. What could not be verified is null; `facts` gives the page of each fact."""
 
@@ -219,6 +226,7 @@ class Collection(Spec):
     versions: dict[str, dict[str, int]] = Field(
         {}, description='counts of other published versions, by split; "all" is the total'
     )
+    lists: dict[str, ListFile] = Field({}, description="the publisher's lists that a build reads, as published")
     role: Literal["pretrain", "evaluation"] = "pretrain"
     acquisition: re.Pattern[str] | None = Field(
         None, description="of a name; its group is the same for the products of one acquisition, here and in its twins"

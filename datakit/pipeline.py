@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, leave, listing, run, staging, trouble
+from . import collect, disk, files, image, kinds, leave, listing, run, staging, trouble
 from .decide import Decided, Decider
-from .engine import Engine, cores
+from .engine import Engine
 from .errors import SourceError, StageError
-from .folders import OURS, STEPS, claim, locked, places, refuse_overlap, writing
+from .folders import STEPS, places
 from .hand import Limits
+from .imagenet_build import Copying, find
+from .imagenet_s import ImageNetS
 from .leave import BEFORE
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
 from .recipe import Recipe
 from .remote import Remote, Root, root_of
 from .run import Done, Funnel, Job
-from .sample import Stage, digest
+from .running import Places, running
+from .sample import Spec, Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
 from .stages.protect import NO_LIST
@@ -300,7 +303,7 @@ class Build(leave.Story):
 
 
 def build(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | ImageNetS | str | Path,
     data: str | Path | Remote,
     out: str | Path | Remote,
     work: str | Path | None = None,
@@ -323,40 +326,19 @@ def build(
     to try again. data, out and the path of a source may be URLs; where out is one, give work, which all workers see.
     Running it again after any interruption continues it. Errors: RecipeError, SourceError, StageError.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if isinstance(recipe, Spec) else kinds.load(recipe)
     say = say or (lambda line: None)
     out, work = places(out, work)
+    engine = {"scheduler": scheduler, "memory_bytes": memory_bytes, "limits": Limits(cpu_s=timeout_s), "say": say}
+    if isinstance(recipe, ImageNetS):
+        sources = find(recipe, root_of(data), out, work)
+        with running(Places(recipe.name, out, work, sources.roots), False, workers, **engine) as started:
+            return Copying(recipe, sources, out, work, started, say, allow_missing).run()
     with run.explained():
         roots, missing = find_sources(recipe, root_of(data), allow_missing)
-        refuse_overlap(out, work, roots)
-        claim(out, ("manifest.json", disk.PARTIAL), "--out")
-    claim(work, (OURS,), "--work")
-    (work / OURS).touch()
-    workers = cores() if workers is None else workers
-    limits = Limits(cpu_s=timeout_s)
-    with (
-        locked(work, alone=free),
-        writing(out, work),
-        noted(recipe, out, work),
-        run.explained(),
-        Engine(workers, scheduler, memory_bytes, work, limits, say) as engine,
-    ):
-        disk.sweep(work)
-        disk.open_out(out, work)
-        before = leave.shards_before(recipe, out, work)
-        return Build(recipe, out, work, roots, missing, before, engine=engine, say=say).run(free, retry)
-
-
-@contextmanager
-def noted(recipe: Recipe, out: Root, work: Path) -> Iterator[None]:
-    """What stops a build is left for `datakit status`."""
-    leave.note_failure(work, recipe.name, out, "")
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as exc:
-        with suppress(OSError):  # on a full disk there is no room for it either
-            leave.note_failure(work, recipe.name, out, f"{type(exc).__name__}: {exc}")
-        raise
+    with running(Places(recipe.name, out, work, roots), free, workers, **engine) as started:
+        before = leave.shards_before(recipe.name, out, work)
+        return Build(recipe, out, work, roots, missing, before, engine=started, say=say).run(free, retry)
 
 
 def find_sources(recipe: Recipe, data: Root, allow_missing: bool) -> tuple[dict[str, Root], tuple[str, ...]]:

@@ -163,7 +163,7 @@ def test_gc(world: Path, capsys: Out) -> None:
     [
         (
             ["nothing"],
-            "nothing: no such file, and no bundled recipe has this name; bundled are multispectral, opticalrs, ",
+            "nothing: no such file, and no bundled recipe has this name; bundled are imagenet_s, multispectral, ",
         ),
         (["small.yaml", "--data", "nowhere"], "nowhere: no such folder. Give with --data the one"),
         (["small.yaml", "--data", "data", "--set", "a"], "--set a: write key=value, as in slice.grid.size_px=256"),
@@ -198,7 +198,7 @@ def test_gc_of_what_is_no_work_folder(world: Path, capsys: Out) -> None:
         (["check", "one", "two", "three"], "datakit synth check needs OUT and DIR"),
         (["check", "nowhere", "data"], "nowhere: no such file. A build that did not finish has none"),
         (["opticalrs", "one", "two"], "datakit synth KIND needs one DIR"),
-        (["marsrs", "one"], "no embedded collection 'marsrs'; there is: opticalrs"),
+        (["marsrs", "one"], "no embedded collection 'marsrs'; there are: opticalrs, imagenet_s"),
     ],
 )
 def test_synth_with_wrong_arguments(world: Path, capsys: Out, argv: list[str], message: str) -> None:

@@ -20,8 +20,8 @@ PHOTOGRAPHS = {"aodraw"}  # camera RAW, from the ground
 INFRARED = {"vaihingen"}  # optical, three bands, but not red, green and blue
 OTHERS = """
 advance bigearthnet_s1 bigearthnet_s2 deepglobe_land deepglobe_roads dfc2022 dota eurosat_ms fair1m firerisk
-fmow_msrgb fmow_rgb forest_damage geonrw gid15 hrrsd hrsc2016 hrsid hyspecnet inria isaid landcover_ai levir_cd
-mass_roads million_aid nwpu_vhr10 openearthmap patternnet potsdam rsicd rsitmd sen12ms sen1floods11 ucmerced
+fmow_msrgb fmow_rgb forest_damage geonrw gid15 hrrsd hrsc2016 hrsid hyspecnet imagenet_s inria isaid landcover_ai
+levir_cd mass_roads million_aid nwpu_vhr10 openearthmap patternnet potsdam rsicd rsitmd sen12ms sen1floods11 ucmerced
 whu_building whu_rs19 xbd xview
 """
 NAMES = {*EVALUATION, *INFRARED, *OTHERS.split()}

@@ -18,7 +18,8 @@ from datakit.pipeline import Build
 from datakit.recipe import Recipe, find, merged, parse_changes
 from datakit.stages.slice import Slice
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+BUNDLED = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+RECIPES = [path for path in BUNDLED if "kind" not in yaml.safe_load(path.read_text())]  # the others: see `kinds`
 SOURCE: dict[str, Any] = {
     "name": "tiny",
     "path": "tiny",

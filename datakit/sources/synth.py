@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SourceError
-from . import synth_raw
+from . import synth_imagenet, synth_raw
 from .land import noise
 from .scenes import Box, Scene
 from .synth_check import check, not_covered
@@ -60,28 +60,30 @@ FMOW = {
 
 
 def make(kind: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Writes the embedded collection `kind` below a folder; gives its truth, as in truth.json."""
-    if kind not in ("opticalrs", "aodraw"):
-        raise SourceError(f"no embedded collection {kind!r}; there are: opticalrs, aodraw")
+    """Writes the embedded collection `kind` (see KINDS) below a folder; gives its truth, as in truth.json."""
+    if kind not in KINDS:
+        raise SourceError(f"no embedded collection {kind!r}; there are: {', '.join(KINDS)}")
     if folder.exists() and any(folder.iterdir()) and not (folder / "truth.json").exists():
         raise SourceError(f"{folder}: not empty, and not made by `datakit synth`; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "aodraw":
-        return _told(kind, folder, seed, synth_raw.make(folder, seed), [])
+    truth = KINDS[kind](folder, seed)
+    (folder / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n")
+    return truth
+
+
+def _aodraw(folder: Path, seed: int) -> dict[str, Any]:
+    files = sorted(synth_raw.make(folder, seed), key=lambda entry: (entry["source"], entry["name"]))
+    return {"kind": "aodraw", "seed": seed, "files": files, "heldout": []}
+
+
+def _opticalrs(folder: Path, seed: int) -> dict[str, Any]:
     world = World(folder, seed)
     for collection in (_million_aid, _dota, _inria, _ucmerced, _fmow_rgb, _eurosat_ms, _hrsid):
         collection(world)
     held_out = plant(world)
     world.pack()
-    return _told(kind, folder, seed, world.truth, held_out)
-
-
-def _told(kind: str, folder: Path, seed: int, entries: list[dict[str, Any]], held_out: Any) -> dict[str, Any]:
-    """Writes truth.json."""
-    files = sorted(entries, key=lambda entry: (entry["source"], entry["name"]))
-    truth = {"kind": kind, "seed": seed, "files": files, "heldout": held_out}
-    (folder / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n")
-    return truth
+    files = sorted(world.truth, key=lambda entry: (entry["source"], entry["name"]))
+    return {"kind": "opticalrs", "seed": seed, "files": files, "heldout": held_out}
 
 
 def _million_aid(world: World) -> None:
@@ -238,3 +240,6 @@ def _hrsid(world: World) -> None:
     coco = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "ship"}]}
     name = "HRSID_JPG/annotations/train_test2017.json"
     world.put("hrsid", name, json.dumps(coco).encode(), what="label_file", expect="label")
+
+
+KINDS = {"opticalrs": _opticalrs, "imagenet_s": synth_imagenet.make, "aodraw": _aodraw}

@@ -6,11 +6,12 @@ import hashlib
 import json
 import tarfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -176,7 +177,24 @@ def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return by
 
 
-def note_of(job: ShardJob) -> Path:
+class Tarred(Protocol):
+    """One tar to write, whatever its samples are made from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def members(self) -> tuple[str, ...]: ...
+    @property
+    def sidecar(self) -> Path: ...
+    @property
+    def out(self) -> Root: ...
+    @property
+    def work(self) -> Path: ...
+
+
+def note_of(job: Tarred) -> Path:
     """Where the work folder notes what lies at a name in OUT: equal sizes do not make equal tars."""
     return notes_of(job.work, job.out) / f"{job.name}.json"
 
@@ -185,12 +203,12 @@ def notes_of(work: Path, out: Root) -> Path:
     return work / "written" / digest(str(out))
 
 
-def seen(job: ShardJob) -> list[Any]:
+def seen(job: Tarred) -> list[Any]:
     """What tells one tar at this name from another without reading it."""
     return [job.sidecar.name, *facts(job.out / job.name)]
 
 
-def written(job: ShardJob) -> dict[str, Any] | None:
+def written(job: Tarred) -> dict[str, Any] | None:
     """What is known of a shard that is there, or None if it has yet to be written."""
     note = note_of(job)
     if not job.sidecar.exists() or not note.exists():
@@ -207,46 +225,66 @@ def written(job: ShardJob) -> dict[str, Any] | None:
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = records_of(job)
+    with StagedFiles(job.work) as staged:
+        first = job.members[0]
+        samples = (
+            (s.key, [payload(suffix, s, staged, beside=suffix != first) for suffix in job.members])
+            for s in from_table(table)
+        )
+        about, places = write_tar(job, samples)
+    keep_records(job, table, about, places)
+    job.gathered.unlink(missing_ok=True)
+    return about
+
+
+def write_tar(job: Tarred, samples: Iterable[tuple[str, Sequence[bytes]]]) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Write the tar of these samples: the key of each, and what its members hold, in their order.
+
+    -> name, split, samples, bytes, sha256; offset and bytes of each member: (samples, members, 2)
+    """
     hasher = hashlib.sha256()
-    places = []
+    places: list[int] = []
     note_of(job).unlink(missing_ok=True)
-    with (
-        becoming(job.out / job.name, job.work) as temporary,
-        StagedFiles(job.work) as staged,
-        temporary.open("wb") as file,
-    ):
+    with becoming(job.out / job.name, job.work) as temporary, temporary.open("wb") as file:
         offset = 0
-        for sample in from_table(table):
-            row = []
-            for suffix in job.members:
-                data = payload(suffix, sample, staged, beside=suffix != job.members[0])
-                block = member(f"{sample.key}.{suffix}", data)
+        for key, payloads in samples:
+            for suffix, data in zip(job.members, payloads, strict=True):
+                block = member(f"{key}.{suffix}", data)
                 file.write(block)
                 hasher.update(block)
-                row += [offset + BLOCK, len(data)]
+                places += [offset + BLOCK, len(data)]
                 offset += len(block)
-            places.append(row)
         file.write(END)
         hasher.update(END)
         if not is_wanted():  # a later build may have written another shard of this name
             raise StageError(f"{job.name}: the build that it is for has ended")
+    table = np.array(places, np.int64).reshape(-1, len(job.members), 2)
     about = {
         "name": job.name,
         "split": job.split,
-        "samples": len(places),
+        "samples": len(table),
         "bytes": offset + len(END),
         "sha256": hasher.hexdigest(),
     }
-    names = [f"{s}_{what}" for s in job.members for what in ("offset", "bytes")]
-    for n, name in enumerate(names):
-        table = table.append_column(name, pa.array([row[n] for row in places], pa.int64()))
-    table = table.replace_schema_metadata({SHARD: json.dumps(about)})
+    return about, table
+
+
+def keep_records(
+    job: Tarred,
+    table: pa.Table,
+    about: dict[str, Any],
+    places: NDArray[np.int64],
+    more: Mapping[bytes, str] = MappingProxyType({}),
+) -> None:
+    """Leave the records of a shard in the work folder, with where their members lie; `more` goes into the metadata."""
+    for n, suffix in enumerate(job.members):
+        for k, what in enumerate(("offset", "bytes")):
+            table = table.append_column(f"{suffix}_{what}", pa.array(places[:, n, k].copy()))
+    table = table.replace_schema_metadata({SHARD: json.dumps(about), **more})
     aside = job.sidecar.with_name(f"{job.sidecar.name}.{uuid.uuid4().hex}.tmp")
     pq.write_table(table, aside, compression="zstd")
     aside.replace(job.sidecar)
     note_written(job)
-    job.gathered.unlink(missing_ok=True)
-    return about
 
 
 def records_of(job: ShardJob) -> pa.Table:
@@ -256,7 +294,7 @@ def records_of(job: ShardJob) -> pa.Table:
     return changed(read_table(job.gathered).replace_schema_metadata(None), job.changes)
 
 
-def note_written(job: ShardJob) -> None:
+def note_written(job: Tarred) -> None:
     note = note_of(job)
     note.parent.mkdir(parents=True, exist_ok=True)
     part_note = note.with_name(f"{note.name}.{uuid.uuid4().hex}.tmp")

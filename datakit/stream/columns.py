@@ -120,5 +120,5 @@ class Columns:
             return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
         if name == "boxes":
             return [value or [] for value in values]
-        shape = next((value.shape for value in values if value is not None), (1, 1))
-        return together([np.zeros(shape, np.uint8) if value is None else value.copy() for value in values])
+        like = next((value for value in values if value is not None), np.zeros((1, 1), np.uint8))
+        return together([np.zeros_like(like) if value is None else value.copy() for value in values])

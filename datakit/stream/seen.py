@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import boxes as shapes
+from .. import ids
 from ..boxes import Box
 from ..sample import Window
 from . import resample
@@ -51,11 +52,11 @@ def moved(found: Sequence[Box], place: Callable[[float, float], Point]) -> list[
 
 
 def mask_of(data: bytes) -> NDArray[Any]:
-    """Classes as a file stores them, (H, W): numbers of a palette, or levels."""
+    """Classes as a file stores them, (H, W): numbers of a palette, levels, or of colours ids (`datakit.ids`), int64."""
     with Image.open(io.BytesIO(data)) as picture:
         classes = np.asarray(picture)
-    if classes.ndim != 2:
-        raise ValueError(f"a mask of {classes.shape[-1]} bands: classes are in one")
+    if classes.ndim == 3:
+        return ids.of_colours(classes).astype(np.int64)
     return np.ascontiguousarray(classes, np.uint8 if classes.dtype in (np.bool_, np.uint8) else np.int32)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..errors import ShardError
 from ..remote import Remote, Root, root_of
 from .cache import Cache, File, Handle
+from .joined import joined_to
 
 HEADER = 512  # bytes before a member's payload
 NAME = 100  # bytes of a name in a header; longer ones stand elsewhere
@@ -45,7 +46,8 @@ class Shard:
 class Tars:
     """Shards and their index, row for row. `digest`: of the index; `members`: suffixes of what samples have.
 
-    cache: where tars of stores are fetched to. beside: where a file is that lies by the index, for reading.
+    cache: where tars of stores are fetched to. beside: where a file is that lies by the index, for reading. Columns
+    that were added to a set of a disk are members, too.
     """
 
     def __init__(
@@ -58,9 +60,12 @@ class Tars:
         self.sizes: NDArray[np.int64] = np.array([shard.samples for shard in self.shards], np.int64)
         self.members = tuple(name[: -len("_offset")] for name in table.column_names if name.endswith("_offset"))
         self.images = tuple(sorted({*self.members} & {*IMAGES}, key=IMAGES.index))
+        self.stored = self.members
+        self.joined = joined_to(folder, self.digest) if isinstance(folder, Path) else {}
+        self.members += tuple(name for name in self.joined if name not in self.members)
         if table.num_rows != self.sizes.sum():
             raise ShardError(f"{folder}: the index has {table.num_rows} rows for {self.sizes.sum()} samples of shards")
-        numbers = ["id", "shard", *(f"{m}_{what}" for m in self.members for what in ("offset", "bytes"))]
+        numbers = ["id", "shard", *(f"{m}_{what}" for m in self.stored for what in ("offset", "bytes"))]
         self.column = {name: _numpy(table, name) for name in numbers}
         self.opened = threading.local()
 
@@ -88,7 +93,18 @@ class Tars:
         return self.shards[int(self.column["shard"][row])]
 
     def has(self, row: int, member: str) -> bool:
-        return member in self.members and bool(self.column[f"{member}_offset"][row] >= 0)
+        return self._is_stored(row, member) or (member in self.joined and bool(self.joined[member].offset[row] >= 0))
+
+    def _is_stored(self, row: int, member: str) -> bool:
+        return member in self.stored and bool(self.column[f"{member}_offset"][row] >= 0)
+
+    def _place(self, row: int, member: str) -> tuple[Shard, int, int]:
+        """The tar, offset and bytes of a member: in the sample's shard, else in the tar of an added column."""
+        if self._is_stored(row, member) or member not in self.joined:
+            offset, size = self.column[f"{member}_offset"][row], self.column[f"{member}_bytes"][row]
+            return self.shard_of(row), int(offset), int(size)
+        added = self.joined[member]
+        return shard_of(added.tars[int(added.tar[row])], self.folder), int(added.offset[row]), int(added.bytes[row])
 
     def image_of(self, row: int) -> str | None:
         """The suffix of a sample's image, if it has one."""
@@ -99,8 +115,7 @@ class Tars:
 
         OSError where the disk fails; ShardError where the tar is not what the index says.
         """
-        offset, size = int(self.column[f"{member}_offset"][row]), int(self.column[f"{member}_bytes"][row])
-        shard = self.shard_of(row)
+        shard, offset, size = self._place(row, member)
         handle = self._handle(shard)
         block = os.pread(handle.number, HEADER + size, offset - HEADER)
         said = _SIZE.match(block, 124, 136)
