@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import cli_raw
+
 Verbs = Any  # argparse names this class with an underscore
 VARIANTS = ("50", "300", "919")
 
@@ -19,6 +21,7 @@ def add(verbs: Verbs) -> None:
     kinds = evaluate.add_subparsers(dest="what", metavar="KIND", required=True)
     imagenet_s_arguments(kinds)
     validate_arguments(kinds)
+    cli_raw.add_evaluate(kinds)
 
 
 def imagenet_s_arguments(kinds: Verbs) -> None:

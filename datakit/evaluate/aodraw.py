@@ -32,7 +32,17 @@ IGNORE = "ignore"
 BANDS_PX = {"slices": (64, 160), "full": (64, 160), "downsampled": (128, 320)}  # of `areaType` normal and scale
 MOST = (1, 10, 100)  # detections an image, of COCO
 PUBLISHED_MOST = (100, 300, 1000)
-PUBLISHED_TAGS = ("fog", "low_light", "normal_light", "indoor", "rain", "all", "low_light_rain", "low_light_fog", "rain_fog")
+PUBLISHED_TAGS = (
+    "fog",
+    "low_light",
+    "normal_light",
+    "indoor",
+    "rain",
+    "all",
+    "low_light_rain",
+    "low_light_fog",
+    "rain_fog",
+)
 NMS_IOU = 0.5
 UNTAGGED = "untagged"
 Coco = dict[str, Any]
@@ -40,7 +50,12 @@ Scores = dict[str, float | None]  # None: nothing to find
 
 
 def evaluate(
-    dt: Path, gt: str | Path, split: str = "test", merge: bool = False, published: bool = False, nms_iou: float = NMS_IOU
+    dt: Path,
+    gt: str | Path,
+    split: str = "test",
+    merge: bool = False,
+    published: bool = False,
+    nms_iou: float = NMS_IOU,
 ) -> dict[str, Any]:
     """Scores of detections, a COCO file of results, against a build's annotations (or a COCO file of one's own).
 
