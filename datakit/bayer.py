@@ -180,6 +180,15 @@ def normalise(values: NDArray[Any], black: Levels, white: Levels) -> NDArray[np.
     return out
 
 
+@jit
+def level(samples, black, white, out):  # type: ignore[no-untyped-def]
+    """Fills `out`, (h, w) float32, with (samples - black) / white, in one pass; samples: (h, w) uint16."""
+    for y in range(samples.shape[0]):
+        here, there = samples[y], out[y]
+        for x in range(samples.shape[1]):
+            there[x] = (np.float32(here[x]) - black) / white
+
+
 def _levels(levels: Levels, planes: int) -> NDArray[np.float32]:
     """As many levels as there are planes, (planes,) float32."""
     given = np.asarray(levels, np.float32).ravel()
