@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_evaluate, cli_raw, cli_stream
+from . import __version__, cli_evaluate, cli_pretrain, cli_stream
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
     cli_stream.add(verbs)
+    cli_pretrain.add(verbs)
     cli_evaluate.add(verbs)
-    cli_raw.add_export(verbs)
     return top
 
 

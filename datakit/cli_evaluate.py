@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_raw
+from .errors import RecipeError
 
 Verbs = Any  # argparse names this class with an underscore
 VARIANTS = ("50", "300", "919")
@@ -22,6 +23,7 @@ def add(verbs: Verbs) -> None:
     imagenet_s_arguments(kinds)
     validate_arguments(kinds)
     cli_raw.add_evaluate(kinds)
+    probe_arguments(kinds)
 
 
 def imagenet_s_arguments(kinds: Verbs) -> None:
@@ -42,6 +44,23 @@ def validate_arguments(kinds: Verbs) -> None:
     one.add_argument("--variant", choices=VARIANTS, required=True)
     one.add_argument("--split", default="test", help="default: test")
     one.set_defaults(run=run_validate)
+
+
+def probe_arguments(kinds: Verbs) -> None:
+    probe = kinds.add_parser("probe", help="k-NN, linear and attentive probes")
+    probe.add_argument("encoder", metavar="CHECKPOINT", help="of `pretrain`, or what `export` wrote, or timm:NAME")
+    probe.add_argument("data", metavar="DATA", help="shards, or a folder of class folders")
+    probe.add_argument("--split", type=Path, metavar="LIST", help="images to learn from: lines `path label`")
+    probe.add_argument("--test", type=Path, metavar="LIST", help="images to test on (default: all others)")
+    probe.add_argument("--share", type=float, metavar="X", help="instead of lists: of each class, drawn for each seed")
+    probe.add_argument("--seeds", type=int, default=3, metavar="N", help="default: 3")
+    probe.add_argument("--method", action="append", metavar="NAME", help="knn, linear, attentive (default: all)")
+    probe.add_argument("--pool", choices=("mean", "cls"), default="mean", help="for knn and linear (default: mean)")
+    probe.add_argument("--epochs", type=int, default=100, metavar="N", help="of linear and attentive (default: 100)")
+    probe.add_argument("--batch-size", type=int, default=64, metavar="N", help="of images (default: 64)")
+    probe.add_argument("--cache", type=Path, metavar="DIR", help="of features (default: of the user's cache)")
+    probe.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+    probe.set_defaults(run=run_probe)
 
 
 def run_imagenet_s(args: argparse.Namespace) -> int:
@@ -67,3 +86,28 @@ def run_validate(args: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def run_probe(args: argparse.Namespace) -> int:
+    from .evaluate.encoder import encoder_of
+    from .evaluate.images import drawn, images_of, listed
+    from .evaluate.probe import METHODS, probe
+
+    if (args.split is None) == (args.share is None) or (args.test and not args.split) or args.seeds < 1:
+        raise RecipeError("give --split LIST (and --test LIST), or --share X; --seeds is 1 or more")
+    if args.share is not None and not 0 < args.share < 1:
+        raise RecipeError(f"--share {args.share}: above 0 and below 1")
+    images = images_of(args.data)
+    seeds = range(args.seeds)
+    splits = [drawn(images, args.share, n) for n in seeds] if args.share else [listed(images, args.split, args.test)]
+    splits = splits if args.share else splits * args.seeds
+    names = ("pool", "epochs", "cache", "device", "batch_size")
+    options = {name: getattr(args, name) for name in names}
+    scores = probe(encoder_of(args.encoder), images, splits, methods=args.method or METHODS, say=say, **options)
+    first = scores[0]
+    print(f"{first.classes} classes, {first.train} to learn from, {first.test} to test on, {len(splits)} seeds")
+    for score in scores:
+        print(f"{score.method:10} {score.mean:7.2%} +- {score.deviation:.2%}")
+    print(f"{'chance':10} {first.chance:7.2%}")
+    print(json.dumps([score.told() for score in scores]))
+    return 0

@@ -7,17 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .errors import RecipeError
+
 Verbs = Any  # argparse names this class with an underscore
-
-
-def add_export(verbs: Verbs) -> None:
-    """Add the verb `export` to a parser."""
-    export = verbs.add_parser("export", help="write a set as the folders that other people's code reads")
-    kinds = export.add_subparsers(dest="what", metavar="KIND", required=True)
-    one = kinds.add_parser("aodraw-mmdet", help="camera RAW for AODRaw's own detection code: .npy and COCO")
-    one.add_argument("out", metavar="OUT", help="folder of a build with view slices or downsampled")
-    one.add_argument("dir", type=Path, metavar="DIR", help="folder to write to: data_root of the configs")
-    one.set_defaults(run=run_export)
+EXPORT = "aodraw-mmdet"  # a kind of the verb `export`
 
 
 def add_evaluate(kinds: Verbs) -> None:
@@ -32,10 +25,14 @@ def add_evaluate(kinds: Verbs) -> None:
     one.set_defaults(run=run_evaluate)
 
 
-def run_export(args: argparse.Namespace) -> int:
+def run_export(where: list[str]) -> int:
+    """Write a build as AODRaw's detection code reads it. where: OUT and DIR, the data_root of its configs."""
     from .export import aodraw_mmdet
 
-    print(json.dumps({"dir": str(args.dir), "files": aodraw_mmdet(args.out, args.dir)}))
+    if len(where) != 2:
+        raise RecipeError(f"datakit export {EXPORT} needs OUT, a build of camera RAW, and DIR, the folder to write to")
+    out, folder = where
+    print(json.dumps({"dir": folder, "files": aodraw_mmdet(out, Path(folder))}))
     return 0
 
 

@@ -89,6 +89,8 @@ def coco_of(
         return None
     coco: Coco = json.loads(data)
     names = {image["id"]: named(f"{label.images or '.'}/{image['file_name']}") for image in coco["images"]}
+    ours = {(place[0].removesuffix(".npy"), place[1]): row for place, row in ours.items()} | ours
+    names = {n: name if (name, (0, 0)) in ours else name.rpartition(".")[0] for n, name in names.items()}
     how = recipe.slice.published if recipe.slice else None
     if how is None:
         place = {n: (name, (0, 0)) for n, name in names.items()}

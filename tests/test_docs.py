@@ -14,10 +14,11 @@ import yaml
 from PIL import Image
 
 import datakit
-from datakit.cli import main
+from datakit.cli import main, parser
 from datakit.collections_page import page
 from datakit.errors import RecipeError
 from datakit.manifest import Collection, Manifest
+from datakit.pretrain.recipe import Pretrain
 from datakit.sample import Spec
 from datakit.stages.dedup import Dedup
 from datakit.stages.protect import Protect
@@ -158,3 +159,23 @@ def test_the_page_on_loading_runs(shards: Path, tmp_path: Path, monkeypatch: pyt
     assert len(found) == 3
     for text in found:
         exec(compile(text.replace("256", "4").replace("mae()", "mae(32)"), "loading.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pretraining.md"])
+def test_commands_about_training_are_those_there_are(page: str) -> None:
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    wanted = r"^(?:\.venv/bin/datakit|datakit|torchrun.* -m datakit\.cli) ((?:pretrain|export|evaluate) [^#\n]*)"
+    commands = re.findall(wanted, text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        args = parser().parse_args(shlex.split(command))
+        if args.verb == "pretrain":
+            Pretrain.load(args.recipe)
+
+
+def test_the_recipes_of_the_page_are_those_there_are() -> None:
+    text = (DOCS / "pretraining.md").read_text(encoding="utf-8")
+    bundled = {path.stem for path in (DOCS.parent / "recipes" / "pretrain").glob("*.yaml")}
+    assert bundled == {name for name in re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE) if name in bundled}
+    for name in bundled:
+        assert Pretrain.load(name).name == name

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 import datakit
+from datakit import codec, raw
 from datakit.cli import main
 from datakit.errors import SourceError
 from datakit.evaluate.aodraw import Evaluation, as_published, evaluate, merged, nms
 from datakit.export import aodraw_mmdet
+from datakit.image import decode_levels, quiet
 from datakit.recipe import Recipe
 from datakit.sources import synth_raw
+from datakit.stream.source import opened
 from datakit.views import NAMED, Camera
 
 IGNORED = 62
@@ -255,11 +258,44 @@ def test_exported_folders_are_what_the_published_detectors_read(
         aodraw_mmdet(tmp_path / "full", tmp_path / "x")
 
 
+def test_published_arrays_become_mosaics_again(built: Path, tmp_path: Path) -> None:
+    """What was exported, built again: the same numbers, boxes and ids."""
+    aodraw_mmdet(built / "out", tmp_path / "aodraw")
+    datakit.build(Recipe.load("aodraw_published"), data=tmp_path, out=tmp_path / "out", workers=0)
+    before, after = opened(built / "out"), opened(tmp_path / "out")
+    for split in ("train", "test"):
+        old = json.loads((built / f"out/aodraw-{split}.coco.json").read_text())
+        new = json.loads((tmp_path / f"out/aodraw_published-{split}.coco.json").read_text())
+        assert new["annotations"] == old["annotations"]
+        for mine, its in zip(new["images"], old["images"], strict=True):
+            rows = [list(tars.keys(np.arange(len(tars)))).index(i["key"]) for tars, i in ((after, mine), (before, its))]
+            found, expected = (codec.decode(t.read(r, "raw")) for t, r in zip((after, before), rows, strict=True))
+            np.testing.assert_array_equal(found, expected)
+            assert {**mine, "key": ""} == {**its, "key": ""}
+            camera = json.loads(json.loads(after.read(rows[0], "json"))["camera"])
+            assert (camera["cfa"], camera["white"], camera["black"]) == ("RGGB", 16383, [512.0] * 4)
+
+
+def test_published_arrays_at_a_third(built: Path, tmp_path: Path) -> None:
+    aodraw_mmdet(built / "third", tmp_path / "aodraw")
+    images = {"sources.0.collection.layout.images": ["images_downsample_raw/*.npy"], "view": "downsampled"}
+    labels = {f"sources.0.collection.layout.labels.{n}.images": "images_downsample_raw" for n in (0, 1)}
+    datakit.build(Recipe.load("aodraw_published", {**images, **labels}), tmp_path, tmp_path / "out", workers=0)
+    before, after = opened(built / "third"), opened(tmp_path / "out")
+    assert len(before) == len(after)
+    for split in ("train", "test"):
+        old = json.loads((built / f"third/aodraw-{split}.coco.json").read_text())
+        new = json.loads((tmp_path / f"out/aodraw_published-{split}.coco.json").read_text())
+        assert new["annotations"] == old["annotations"]
+        for mine, its in zip(new["images"], old["images"], strict=True):
+            rows = [list(tars.keys(np.arange(len(tars)))).index(i["key"]) for tars, i in ((after, mine), (before, its))]
+            with quiet():
+                found, expected = (decode_levels(t.read(r, "tif")) for t, r in zip((after, before), rows, strict=True))
+            np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+
+
 def test_an_exported_slice_is_what_the_loader_shows(built: Path, tmp_path: Path) -> None:
     """The view of that name and the published loader of the exported array agree."""
-    from datakit import codec, raw
-    from datakit.stream.source import opened
-
     aodraw_mmdet(built / "out", tmp_path)
     tars = opened(built / "out")
     coco = json.loads((built / "out/aodraw-train.coco.json").read_text())

@@ -34,7 +34,7 @@ LAYERS = [
     "pretrain",
     "evaluate add_column export",
     "cli_raw",
-    "cli_stream cli_evaluate",
+    "cli_stream cli_evaluate cli_pretrain",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
@@ -46,17 +46,12 @@ DOORS = {
         "stream.device",
         "stream.loader",
         "stream.replay",
-        "pretrain.exchange",
-        "pretrain.mae",
-        "pretrain.masked",
-        "pretrain.select",
-        "pretrain.selectivemae",
-        "pretrain.unprocess",
+        "pretrain",
         "evaluate",
         "semantic",
     },
     "distributed": {"engine"},
-    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae"},
+    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae", "evaluate.encoder"},
     "dask": {"engine"},
     "rawpy": {"raw"},
     "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},
@@ -64,6 +59,7 @@ DOORS = {
     "simplejpeg": {"stream.decode"},
     "imagededup": {"semantic"},
     "webdataset": {"stream.conventions"},
+    "lightning_fabric": {"pretrain.machine"},
     "fsspec": {"remote"},
 }
 
@@ -103,7 +99,7 @@ def test_imports_go_down() -> None:
             below = other.split(".")[0]
             if below == top:
                 assert top in ("sources", "stream", "pretrain", "evaluate"), (
-                    f"{name} must not import {other}: no stage does"
+                    f"{name} must not import {other}: no stage imports another"
                 )
             else:
                 assert LEVEL[below] < LEVEL[top], f"{name} must not import {other}"

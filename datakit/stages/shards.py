@@ -225,11 +225,8 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = records_of(job)
     with StagedFiles(job.work) as staged:
-        first = job.members[0]
-        samples = (
-            (s.key, [payload(suffix, s, staged, beside=suffix != first) for suffix in job.members])
-            for s in from_table(table)
-        )
+        rest = job.members[1:]
+        samples = ((s.key, [payload(m, s, staged, m in rest) for m in job.members]) for s in from_table(table))
         about, places = write_tar(job, samples)
     keep_records(job, table, about, places)
     job.gathered.unlink(missing_ok=True)
