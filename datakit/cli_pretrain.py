@@ -30,6 +30,7 @@ def add(verbs: Verbs) -> None:
     export = verbs.add_parser("export", help="write what other programs load of a checkpoint, or of a set")
     export.add_argument("what", nargs="+", metavar="CHECKPOINT", help="or of camera RAW: aodraw-mmdet OUT DIR")
     export.add_argument("-o", "--out", type=Path, metavar="DIR", help="of a checkpoint")
+    export.add_argument("--form", default="", metavar="NAME", help="for which program (default: the objective's first)")
     export.set_defaults(run=run_export)
 
 
@@ -58,7 +59,7 @@ def run_export(args: argparse.Namespace) -> int:
     from .pretrain.trained import Trained
 
     trained = Trained.load(Path(args.what[0]))
-    trained.export(args.out)
+    trained.export(args.out, args.form)
     print(json.dumps({"checkpoint": args.what[0], "step": trained.step, "out": str(args.out)}))
     return 0
 
