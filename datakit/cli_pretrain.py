@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import cli_raw
+from .errors import RecipeError
+
 Verbs = Any  # argparse names this class with an underscore
 
 
@@ -24,9 +27,9 @@ def add(verbs: Verbs) -> None:
     run.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, cuda, mps (default: what is there)")
     run.set_defaults(run=run_pretrain)
 
-    export = verbs.add_parser("export", help="write what other programs load of a checkpoint")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    export = verbs.add_parser("export", help="write what other programs load of a checkpoint, or of a set")
+    export.add_argument("what", nargs="+", metavar="CHECKPOINT", help="or of camera RAW: aodraw-mmdet OUT DIR")
+    export.add_argument("-o", "--out", type=Path, metavar="DIR", help="of a checkpoint")
     export.add_argument("--form", default="", metavar="NAME", help="for which program (default: the objective's first)")
     export.set_defaults(run=run_export)
 
@@ -49,11 +52,15 @@ def run_pretrain(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
+    if args.what[0] == cli_raw.EXPORT:
+        return cli_raw.run_export(args.what[1:])
+    if len(args.what) != 1 or args.out is None:
+        raise RecipeError(f"datakit export CHECKPOINT -o DIR, or datakit export {cli_raw.EXPORT} OUT DIR")
     from .pretrain.trained import Trained
 
-    trained = Trained.load(args.checkpoint)
+    trained = Trained.load(Path(args.what[0]))
     trained.export(args.out, args.form)
-    print(json.dumps({"checkpoint": str(args.checkpoint), "step": trained.step, "out": str(args.out)}))
+    print(json.dumps({"checkpoint": args.what[0], "step": trained.step, "out": str(args.out)}))
     return 0
 
 

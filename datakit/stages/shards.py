@@ -34,7 +34,6 @@ END = b"\0" * (2 * BLOCK)
 SHARD = b"datakit.shard"
 SEG, TXT, JPG = "seg.png", "txt", "jpg"  # members: the mask, the captions, the JPEG beside a mosaic
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-NO_RANGE = (-1.0, -1.0)
 PIECE = 1 << 16  # records that a thread puts in order
 T = TypeVar("T")
 
@@ -327,9 +326,8 @@ def mask_classes(sample: Sample) -> str:
 def sample_json(sample: Sample) -> bytes:
     """What goes into a shard about a sample: the same keys in each, one type each, never null.
 
-    Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists whose length
-    varies are JSON text. Readers that guess types from a few samples then guess right.
-    """
+    Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists of any length
+    are JSON text. Readers that guess types from a few samples then guess right."""
     size = (sample.width, sample.height) if sample.scale == 1 else (sample.image_width, sample.image_height)
     plain = {
         "source": sample.source,
@@ -353,7 +351,7 @@ def sample_json(sample: Sample) -> bytes:
         "boxes_source": sample.boxes_source,
         "also": sample.also,
         "gsd_from": sample.gsd_from,
-        "gsd_range_m": [float(v) for v in sample.gsd_range_m or NO_RANGE],
+        "gsd_range_m": [float(v) for v in sample.gsd_range_m or (-1.0, -1.0)],
         "scale": float(sample.scale),
         "captions": json.dumps(list(sample.captions)),
         "bands": json.dumps(list(sample.bands)),
