@@ -1,4 +1,4 @@
-"""The verbs of `datakit` about training: pretrain, export."""
+"""The verb `datakit pretrain`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verbs = Any  # argparse names this class with an underscore
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verbs to a parser."""
+    """Add the verb to a parser."""
     run = verbs.add_parser("pretrain", help="train what a recipe describes; under torchrun on several devices")
     run.add_argument("recipe", type=Path, help="YAML file, or the name of a bundled recipe of recipes/pretrain")
     run.add_argument("--data", action="append", metavar="SHARDS", help="instead of the recipe's (repeat it for tars)")
@@ -23,11 +23,6 @@ def add(verbs: Verbs) -> None:
     run.add_argument("--rescale-schedule", action="store_true", help="go on though the budget is another one")
     run.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, cuda, mps (default: what is there)")
     run.set_defaults(run=run_pretrain)
-
-    export = verbs.add_parser("export", help="write what other programs load of a checkpoint")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    export.set_defaults(run=run_export)
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
@@ -44,15 +39,6 @@ def run_pretrain(args: argparse.Namespace) -> int:
     told = pretrain(recipe, out, **options, say=say)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(told))
-    return 0
-
-
-def run_export(args: argparse.Namespace) -> int:
-    from .pretrain.trained import Trained
-
-    trained = Trained.load(args.checkpoint)
-    trained.export(args.out)
-    print(json.dumps({"checkpoint": str(args.checkpoint), "step": trained.step, "out": str(args.out)}))
     return 0
 
 

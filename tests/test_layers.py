@@ -33,7 +33,7 @@ LAYERS = [
     "pipeline status stream",
     "pretrain",
     "evaluate add_column",
-    "cli_stream cli_evaluate cli_pretrain",
+    "cli_stream cli_evaluate cli_pretrain cli_export",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
@@ -50,7 +50,15 @@ DOORS = {
         "semantic",
     },
     "distributed": {"engine"},
-    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae", "evaluate.encoder"},
+    "timm": {
+        "pretrain.backbone",
+        "pretrain.exchange",
+        "pretrain.formats",
+        "pretrain.mae",
+        "pretrain.masked",
+        "pretrain.selectivemae",
+        "evaluate.encoder",
+    },
     "dask": {"engine"},
     "rawpy": {"raw"},
     "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},

@@ -114,8 +114,8 @@ class Objective(Spec, ABC):
         """What is evaluated."""
 
     @abstractmethod
-    def export(self, module: nn.Module, path: Path, numbers: MeanStd) -> None:
-        """Write what other programs load."""
+    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str = "timm") -> None:
+        """Write what another program loads. RecipeError for a form that there is not of this objective."""
 
     def rate_factors(self) -> dict[str, float]:
         """Factors of the learning rate, by names that `optimiser.rate_factor` may take."""

@@ -37,5 +37,6 @@ class Trained:
     def encoder(self) -> Encoder:
         return self.recipe.objective.encoder(self.module, self.numbers)
 
-    def export(self, path: Path) -> None:
-        self.recipe.objective.export(self.module, path, self.numbers)
+    def export(self, path: Path, form: str = "timm") -> None:
+        """Write the encoder for another program, see `formats`."""
+        self.recipe.objective.export(self.module, path, self.numbers, form)
