@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import cli_raw
 from .errors import RecipeError
 
 Verbs = Any  # argparse names this class with an underscore
@@ -21,6 +22,7 @@ def add(verbs: Verbs) -> None:
     kinds = evaluate.add_subparsers(dest="what", metavar="KIND", required=True)
     imagenet_s_arguments(kinds)
     validate_arguments(kinds)
+    cli_raw.add_evaluate(kinds)
     probe_arguments(kinds)
 
 

@@ -44,6 +44,9 @@ def coco_files(
             if isinstance(label, CocoJson) and (coco := coco_of(recipe, label, roots[source.name], index, ours)):
                 among = f"{source.name}-" if len(recipe.sources) > 1 else ""
                 found[f"{recipe.name}-{among}{label.split or 'all'}.coco.json"] = coco
+                if recipe.view == "slices":
+                    whole = full_frames(label, roots[source.name], index, coco)
+                    found[f"{recipe.name}-{among}{label.split or 'all'}.full.coco.json"] = whole
     return found
 
 
@@ -86,6 +89,8 @@ def coco_of(
         return None
     coco: Coco = json.loads(data)
     names = {image["id"]: named(f"{label.images or '.'}/{image['file_name']}") for image in coco["images"]}
+    ours = {(place[0].removesuffix(".npy"), place[1]): row for place, row in ours.items()} | ours
+    names = {n: name if (name, (0, 0)) in ours else name.rpartition(".")[0] for n, name in names.items()}
     how = recipe.slice.published if recipe.slice else None
     if how is None:
         place = {n: (name, (0, 0)) for n, name in names.items()}
@@ -94,6 +99,15 @@ def coco_of(
     sliced = slice_coco(coco, how.size_px, how.gap_px, how.iof, suffix=".JPG" if recipe.domain == "srgb" else ".npy")
     windows = {i["id"]: (names[i["ori_id"]], (i["x_start"], i["y_start"])) for i in sliced["images"]}
     return kept(sliced, windows, ours, scaled=False)
+
+
+def full_frames(label: CocoJson, root: Root, index: dict[str, File], sliced: Coco) -> Coco:
+    """The annotations of the images that slices are of, as the collection has them: what merged slices are held to."""
+    coco: Coco = json.loads(label_bytes(root, index, label.path) or b"{}")
+    whose = {image["ori_id"] for image in sliced["images"]}
+    images = [image for image in coco["images"] if image["id"] in whose]
+    notes = [note for note in coco["annotations"] if note["image_id"] in whose]
+    return {**coco, "images": images, "annotations": notes}
 
 
 def kept(coco: Coco, place: Mapping[Any, Place], ours: Mapping[Place, dict[str, Any]], scaled: bool) -> Coco:

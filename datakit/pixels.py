@@ -50,7 +50,10 @@ class Reader:
         has some. Gray comes as three equal bands. To be read within `quiet()`. Raises OSError and the like where it
         cannot be read, TooLarge, NotShown.
         """
-        if sample.format == shots.FORMAT:
+        if sample.format == shots.ARRAY:
+            shot, levels = shots.of_array(self.root, sample)
+            yield Piece(shot.picture, levels=levels, shot=shot)
+        elif sample.format == shots.FORMAT:
             yield self._shot(sample)
         elif needs_raster(sample):
             yield from self._raster(sample)

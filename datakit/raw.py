@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .bayer import FLIPS, PATTERNS, SITES, Mosaic, demosaic, normalise, pack, turn, turn_sites, unpack
+from .bayer import FLIPS, PATTERNS, SITES, Mosaic, demosaic, normalise, pack, turn_sites, turned, unpack
 from .errors import NotBayer, SourceError
 from .sample import RAW, Window
 
@@ -58,7 +58,7 @@ class RawImage:
     def turned(self, orientation: int) -> RawImage:
         """It, turned by an EXIF orientation; pattern and levels follow."""
         height, width = self.mosaic.shape
-        mosaic = np.array(turn(self.mosaic, orientation), order="C")
+        mosaic = turned(self.mosaic, orientation)
         return self._with(mosaic, turn_sites(range(4), (height, width), orientation))
 
     def _with(self, mosaic: Mosaic, moved: list[int]) -> RawImage:

@@ -19,14 +19,15 @@ from PIL import Image, ImageOps
 from . import bayer, files, raw
 from .errors import NotBayer, SourceError
 from .files import File
-from .image import FORMATS, WHOLE_PX
+from .image import COLOURS, FORMATS, WHOLE_PX
 from .kernels import jit
 from .measure import Pixels
 from .raw import RawImage
 from .remote import Root
 from .sample import Sample, Window
 
-FORMAT = "RAW"
+FORMAT, ARRAY = "RAW", "NPY"
+FORMATS_OF_SHOTS = (FORMAT, ARRAY)
 BANDS = ("mosaic",)
 MOST_LOST_PX, MOST_LOST_SHARE = 64, 0.05  # of a side, that a JPEG may lack of its RAW: the larger of the two
 THUMB_PX = 64  # longest side of the copies that are correlated
@@ -36,6 +37,7 @@ PATCH_PX, MOST_SHIFT_PX = 64, 16
 CLEAR = 0.5  # least correlation at the best shift of a place that counts
 FULL_SCALE = 65535
 PUBLISHED_BITS = 2**14 - 1
+ARRAY_BLACK = 512.0
 
 
 class Conflict(Exception):
@@ -126,6 +128,37 @@ def opened(root: Root, sample: Sample) -> Shot:
         raise OSError(f"{file.name}: {picture.shape[1]} x {picture.shape[0]} px, where its header said otherwise")
     check_same(image, picture)
     return Shot(whole, image, picture, content if alike else None, frame, shifts(image, picture))
+
+
+def array_header(data: bytes) -> tuple[int, int, tuple[str, ...]]:
+    """Width, height and bands of a published array, (4, H/2, W/2) or (3, h, w) float32. OSError if it is none."""
+    planes = np.load(io.BytesIO(data), allow_pickle=False)
+    if planes.ndim != 3 or planes.dtype != np.float32 or len(planes) not in (3, 4):
+        raise OSError(f"an array of {planes.shape} {planes.dtype}, where AODRaw has (4 or 3, h, w) float32")
+    height, width = (2 * side if len(planes) == 4 else side for side in planes.shape[1:])
+    return width, height, BANDS if len(planes) == 4 else COLOURS
+
+
+def of_array(root: Root, sample: Sample) -> tuple[Shot, NDArray[np.uint16]]:
+    """A published array as a shot, and its levels: (H, W, 1) of a slice, put together again, or (h, w, 3) of a picture
+    at a third, of full scale 65535. OSError where it is not what it must be.
+
+    What it does not tell is taken as its makers take it: RGGB, 14 bits; black is Sony's usual 512.
+    """
+    planes = np.load(io.BytesIO(files.read(root, sample)), allow_pickle=False)
+    black = (ARRAY_BLACK,) * 4
+    if len(planes) == 4:
+        if not (planes.min() >= 0 and planes.max() <= PUBLISHED_BITS and np.array_equal(planes, np.rint(planes))):
+            raise OSError(f"numbers that are no {PUBLISHED_BITS.bit_length()} bits of a sensor")
+        whole = np.empty((2 * planes.shape[1], 2 * planes.shape[2]), np.uint16)
+        for plane, (y, x) in zip(planes, ((0, 0), (0, 1), (1, 1), (1, 0)), strict=True):
+            whole[y::2, x::2] = plane
+        image = RawImage(whole, black, PUBLISHED_BITS, "RGGB")
+        return Shot(image, image, rendered(image), None, (0, 0), ()), whole[:, :, None]
+    levels = np.clip(planes.transpose(1, 2, 0) * (FULL_SCALE / 255) + 0.5, 0, FULL_SCALE).astype(np.uint16)
+    picture = (np.clip(planes.transpose(1, 2, 0) / 255, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    nothing = RawImage(np.zeros((2, 2), np.uint16), black, PUBLISHED_BITS, "RGGB")
+    return Shot(nothing, nothing, np.ascontiguousarray(picture), None, (0, 0), ()), np.ascontiguousarray(levels)
 
 
 def luma_of(image: RawImage) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ balance, matrix, gamma, clip, top.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,20 +93,34 @@ class View(Spec):
 
     def __call__(self, mosaic: NDArray[np.uint16], camera: Camera) -> Planes:
         """Of a mosaic, (H, W) uint16 -> (C, h, w). ValueError where its sides are odd and planes are packed."""
-        cfa = camera.cfa if self.pattern == "own" else self.pattern
-        black = np.array(bayer.packed_order(camera.black, cfa) if self.black == "subtract" else [0.0] * 4, np.float32)
         if self.planes == "packed":
-            planes = bayer.pack(mosaic, cfa).astype(np.float32)
-            planes -= black[:, None, None]
-            planes = self._boxes(planes)
-        else:
-            dark: Any = mosaic
-            if len({*black.tolist()}) > 1:  # of each position its own, before they are mixed
-                dark = bayer.normalise(mosaic, camera.black, np.array(camera.black) + 1)
-                black[:] = 0
-            planes = self._colours(dark, cfa)
-            planes -= black[0]
-        return self._shown(planes, camera, self._whites(camera, cfa, black, mosaic))
+            if mosaic.shape[0] % 2 or mosaic.shape[1] % 2:
+                raise ValueError(f"a mosaic of {mosaic.shape} has no four equal planes: crop it to even sides")
+            return self.of_sites([mosaic[y::2, x::2] for y, x in bayer.SITES], camera)
+        cfa, black = self._dark(camera)
+        dark: Any = mosaic
+        if len({*black.tolist()}) > 1:  # of each position its own, before they are mixed
+            dark = bayer.normalise(mosaic, camera.black, np.array(camera.black) + 1)
+            black[:] = 0
+        planes = self._colours(dark, cfa)
+        planes -= black[0]
+        planes /= self._whites(camera, cfa, black, mosaic.max)[:, None, None]
+        return self._shown(planes, camera)
+
+    def of_sites(self, sites: Sequence[NDArray[np.uint16]] | NDArray[np.uint16], camera: Camera) -> Planes:
+        """Packed planes of the four sites of a mosaic, as `codec.decode_planes` gives them: the quickest way."""
+        cfa, black = self._dark(camera)
+        whites = self._whites(camera, cfa, black, lambda: max(site.max() for site in sites))
+        planes = np.empty((4, *sites[0].shape), np.float32)
+        for n, (y, x) in enumerate(bayer.sites(cfa)):
+            bayer.level(sites[2 * y + x], black[n], whites[n], planes[n])
+        return self._shown(self._boxes(planes), camera)
+
+    def _dark(self, camera: Camera) -> tuple[str, NDArray[np.float32]]:
+        """The pattern that is taken, and what is subtracted from each packed plane."""
+        cfa = camera.cfa if self.pattern == "own" else self.pattern
+        black = bayer.packed_order(camera.black, cfa) if self.black == "subtract" else [0.0] * 4
+        return cfa, np.array(black, np.float32)
 
     def of_reduced(self, levels: NDArray[np.uint16], camera: Camera) -> Planes:
         """Of colours that are demosaiced and reduced already, (H, W, 3) uint16 of full scale 65535 -> (3, h, w).
@@ -120,7 +134,9 @@ class View(Spec):
         black = np.array(bayer.packed_order(camera.black, camera.cfa), np.float32)
         black = black if self.black == "subtract" else np.zeros(4, np.float32)
         planes -= np.array([black[0], (black[1] + black[3]) / 2, black[2]], np.float32)[:, None, None]
-        return self._shown(planes, camera, self._whites(camera, camera.cfa, black, planes))
+        dark = float(black.mean())
+        planes /= self._whites(camera, camera.cfa, black, lambda: planes.max() + dark)[:, None, None]
+        return self._shown(planes, camera)
 
     def _boxes(self, planes: Planes) -> Planes:
         """Means of boxes of scale x scale px."""
@@ -138,8 +154,8 @@ class View(Spec):
         place = Window(0, 0, width, height)
         return bayer.downsampled(mosaic, cfa, place, *self.size(width, height)).transpose(2, 0, 1).copy()
 
-    def _whites(self, camera: Camera, cfa: str, black: NDArray[np.float32], samples: NDArray[Any]) -> Planes:
-        """What becomes 1, of each plane, above black: (C,)."""
+    def _whites(self, camera: Camera, cfa: str, black: NDArray[np.float32], highest: Callable[[], Any]) -> Planes:
+        """What becomes 1, of each plane, above black: (C,). highest: the highest sample, black and all."""
         if self.white in ("full", "byte"):
             return np.full(self.bands, camera.full if self.white == "full" else BYTE, np.float32)
         dark = np.mean(bayer.packed_order(camera.black, cfa)) if self.black == "subtract" else 0.0
@@ -147,14 +163,12 @@ class View(Spec):
         if self.white == "per_channel" and camera.white_by_site:
             four = np.array(bayer.packed_order(camera.white_by_site, cfa), np.float32)
         elif self.white == "measured":
-            top = float(samples.max())
-            four[:] = max(top if samples.ndim == 2 else top + dark, dark + 1)
+            four[:] = max(float(highest()), float(dark) + 1)
         four = four - (black if black.any() else np.float32(dark))
         return four if self.planes == "packed" else np.array([four[0], (four[1] + four[3]) / 2, four[2]], np.float32)
 
-    def _shown(self, planes: Planes, camera: Camera, whites: Planes) -> Planes:
-        """The steps after the reduction; changes `planes`."""
-        planes /= whites[:, None, None]
+    def _shown(self, planes: Planes, camera: Camera) -> Planes:
+        """The steps after white; changes `planes`."""
         balance = "camera" if self.planes == "srgb" and self.white_balance == "none" else self.white_balance
         if balance != "none":
             gains = np.array(camera.white_balance if balance == "camera" else gray_gains(planes), np.float32)
@@ -168,7 +182,8 @@ class View(Spec):
             planes = np.clip(planes, *self.clip)
         if self.dtype == "uint16":
             return np.clip(planes * FULL_SCALE + 0.5, 0, FULL_SCALE).astype(np.uint16)
-        return np.ascontiguousarray(planes * np.float32(self.top), np.float32)
+        planes = planes if self.top == 1 else planes * np.float32(self.top)
+        return np.ascontiguousarray(planes, np.float32)
 
 
 def gray_gains(planes: Planes) -> tuple[float, float, float]:

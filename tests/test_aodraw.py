@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -22,11 +24,13 @@ from worlds import digests
 import datakit
 from datakit import bayer, codec, raw
 from datakit.boxes import loads, slice_coco
+from datakit.cli import parser
 from datakit.errors import RecipeError
 from datakit.image import quiet
 from datakit.manifest import Manifest
 from datakit.recipe import Recipe
 from datakit.sources import synth_raw
+from datakit.views import NAMED, View
 
 SIZE = (216, 152)  # of the sensors; frames of 208 x 136 px
 SLICES: dict[str, Any] = {"slice.published.size_px": 96, "slice.published.gap_px": 24}
@@ -329,6 +333,26 @@ def test_raw_files_need_a_view_and_others_have_none(world: Path, tmp_path: Path)
         Recipe.load("aodraw", {"cut.masks": True, "domain": "both"})
     with pytest.raises(RecipeError, match="view"):
         Recipe.load("aodraw", {"view": "tiles"})
+
+
+def test_the_page_on_camera_raw_says_what_is_so(
+    world: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks of Python run, its commands are understood, and every field of a view and name of one is told."""
+    page = (Path(__file__).parent.parent / "docs/camera_raw.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(world / "aodraw/images/00000004.dng", "a.dng")
+    Path("OUT").symlink_to(built)
+    for text in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        found: dict[str, Any] = {}
+        exec(compile(text, "camera_raw.md", "exec"), found)
+        assert "loader" not in found or len(next(iter(found["loader"]))) == 8
+    lines = [line for text in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.DOTALL) for line in text.splitlines()]
+    assert len(lines) == 7
+    for line in lines:
+        assert parser().parse_args(shlex.split(line, comments=True)[1:]).verb
+    for name in (*View.model_fields, *NAMED):
+        assert f"`{name}`" in page, name
 
 
 def test_a_recipe_is_the_same_once_it_is_read_back() -> None:

@@ -163,7 +163,7 @@ def test_gc(world: Path, capsys: Out) -> None:
     [
         (
             ["nothing"],
-            "nothing: no such file, and no bundled recipe has this name; bundled are aodraw, imagenet_s, ",
+            "nothing: no such file, and no bundled recipe has this name; bundled are aodraw, aodraw_published, ",
         ),
         (["small.yaml", "--data", "nowhere"], "nowhere: no such folder. Give with --data the one"),
         (["small.yaml", "--data", "data", "--set", "a"], "--set a: write key=value, as in slice.grid.size_px=256"),

@@ -32,7 +32,8 @@ LAYERS = [
     "imagenet_build",
     "pipeline status stream",
     "pretrain",
-    "evaluate add_column",
+    "evaluate add_column export",
+    "cli_raw",
     "cli_stream cli_evaluate cli_pretrain cli_export",
     "cli",
 ]

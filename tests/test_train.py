@@ -395,7 +395,7 @@ def test_the_command_trains_and_exports(shards: Path, tmp_path: Path, capsys: py
     first, second = (model.state_dict() for model in models)
     assert same(dict(first), dict(second))
     assert torch.equal(first["patch_embed.proj.weight"], checkpoint.load(newest)["model"]["patch_embed.proj.weight"])
+    assert main(["export", "encoder", str(newest), str(tmp_path / "x"), "--format", "jax"]) == 1
+    assert "format jax: selectivemae is exported as timm" in capsys.readouterr().err
     assert main(["export", "encoder", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
-    assert main(["export", "encoder", str(newest), str(tmp_path / "x"), "--format", "mmdet"]) == 1
-    assert "written for timm" in capsys.readouterr().err

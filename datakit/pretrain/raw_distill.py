@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..views import View, view_of
 from .backbone import COLOURS, Backbone
 from .develop import check, develop, mosaic_px
 from .distil import Distiller, FeatureLoss, Goals, LogitLoss, maps_and_logits, unreached
-from .formats import write_student
+from .formats import FORMS, write_student
 from .objective import Augment, Encoder, Loading, MeanAndStd, MeanStd, Objective
 from .unprocess import Camera, Range, Raw, sample_params, unprocess
 
@@ -75,6 +75,8 @@ class Teacher(Backbone):
 
 class RawDistillation(Objective):
     """A student that sees RAW learns from a teacher that sees sRGB, and from labels; each loss has its weight."""
+
+    forms: ClassVar[tuple[str, ...]] = FORMS
 
     kind: Literal["raw_distill"]
     student: Backbone
@@ -273,7 +275,7 @@ class RawDistillation(Objective):
         """Of what the view makes, as shares of its top."""
         return Encoder(Tokens(module.student), self.seen_px, self.numbers, self.augment.interpolation)  # type: ignore[arg-type]
 
-    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str = "timm") -> None:
+    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str) -> None:
         shown = None if self.shown is None else self.shown.model_dump(mode="json")
         mean, std = self.numbers
         about = {"view": shown, "mean": mean, "std": std, "input_size": [self.bands, self.seen_px, self.seen_px]}

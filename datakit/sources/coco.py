@@ -31,6 +31,7 @@ class Coco:
         self._notes: dict[str, list[tuple[str | None, dict[str, Any]]]] = {}
         try:
             places = self._by_id([(i["id"], named(i["file_name"])) for i in plain["images"]])
+            self._stems = {place.rpartition(".")[0]: place for place in places.values()}
             self._listed = {named(i["file_name"]): i for i in plain["images"] if split or reduced or "tag" in i}
             categories = self._by_id([(c["id"], str(c["name"])) for c in plain.get("categories", [])])
             notes = plain.get("annotations", [])  # the files of test splits have none
@@ -57,6 +58,8 @@ class Coco:
 
     def of(self, image: Sample, name: str) -> Labelled:
         """Boxes of one image: one for each polygon of its annotations, or for the bbox where there is none."""
+        if name.endswith(".npy") and name not in self._notes and name not in self._listed:
+            name = self._stems.get(name.removesuffix(".npy"), name)  # AODRaw names arrays by the file they are of
         boxes = [box for category, note in self._notes.get(name, []) for box in self._of(category, note)]
         about = self._listed.get(name)
         if about is None:

@@ -267,6 +267,9 @@ def read_header(
     """Header facts and place of an image, by what its first bytes are, whatever its name says."""
     if file.file_bytes == 0 and file.packing in ("", "tar", *files.READABLE):
         raise OSError("the file is empty")
+    if file.name.endswith(".npy"):
+        width, height, bands = shots.array_header(files.read(root, file))
+        return image.Header(width, height, bands, False, "float32", shots.ARRAY), {}
     if raw.is_raw(file.name):
         with stream_of(root, file, files.read(root, file) if file.packing else b"") as stream:
             width, height, orientation = raw.header(stream)

@@ -30,7 +30,7 @@ from ..measure import Mask, Pixels
 from ..pixels import NotShown, Piece, Reader, TooLarge, levels_of
 from ..sample import SCHEMA, Part, Sample, Spec, Window, from_table, mix64
 from ..scales import in_reduced, reduced_size
-from ..shots import FORMAT as RAW
+from ..shots import FORMATS_OF_SHOTS
 from ..staging import STAGED
 
 SCENE_PX = 256  # scenes are signed on a copy reduced by whole boxes to at least this and less than twice this
@@ -131,7 +131,7 @@ class Cut(Spec):
         levels = self.encode.keeps_levels
         if levels:
             self._check_bands(windows)
-        if self.shots != (first.format == RAW):
+        if self.shots != (first.format in FORMATS_OF_SHOTS):
             raise NotShown(
                 "no_camera_raw" if self.shots else "camera_raw", "set `view` to read camera RAW, and no other"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,6 @@ END = b"\0" * (2 * BLOCK)
 SHARD = b"datakit.shard"
 SEG, TXT, JPG = "seg.png", "txt", "jpg"  # members: the mask, the captions, the JPEG beside a mosaic
 NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-NO_RANGE = (-1.0, -1.0)
 PIECE = 1 << 16  # records that a thread puts in order
 T = TypeVar("T")
 
@@ -133,18 +132,24 @@ class Reach(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to write."""
+class Tarred:
+    """One tar to write, whatever its samples are made from."""
 
     name: str
     split: str
-    members: tuple[str, ...]  # of every sample; the image is the first
-    rows: Rows
-    changes: pa.Table  # `id` and fields of some of them that differ from the records
-    reach: Reach
+    members: tuple[str, ...]  # of every sample
     sidecar: Path  # where the shard's records go: in the work folder
     out: Root
     work: Path
+
+
+@dataclass(frozen=True)
+class ShardJob(Tarred):
+    """One shard of records; the first member is the image."""
+
+    rows: Rows
+    changes: pa.Table  # `id` and fields of some of them that differ from the records
+    reach: Reach
 
     @property
     def gathered(self) -> Path:
@@ -175,23 +180,6 @@ def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     if (mixed[1:] == mixed[:-1]).any():
         raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
     return by
-
-
-class Tarred(Protocol):
-    """One tar to write, whatever its samples are made from."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def members(self) -> tuple[str, ...]: ...
-    @property
-    def sidecar(self) -> Path: ...
-    @property
-    def out(self) -> Root: ...
-    @property
-    def work(self) -> Path: ...
 
 
 def note_of(job: Tarred) -> Path:
@@ -338,9 +326,8 @@ def mask_classes(sample: Sample) -> str:
 def sample_json(sample: Sample) -> bytes:
     """What goes into a shard about a sample: the same keys in each, one type each, never null.
 
-    Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists whose length
-    varies are JSON text. Readers that guess types from a few samples then guess right.
-    """
+    Absent text is "", an unknown gsd_m is -1.0, no place is crs "" with the transform of pixels; lists of any length
+    are JSON text. Readers that guess types from a few samples then guess right."""
     size = (sample.width, sample.height) if sample.scale == 1 else (sample.image_width, sample.image_height)
     plain = {
         "source": sample.source,
@@ -364,7 +351,7 @@ def sample_json(sample: Sample) -> bytes:
         "boxes_source": sample.boxes_source,
         "also": sample.also,
         "gsd_from": sample.gsd_from,
-        "gsd_range_m": [float(v) for v in sample.gsd_range_m or NO_RANGE],
+        "gsd_range_m": [float(v) for v in sample.gsd_range_m or (-1.0, -1.0)],
         "scale": float(sample.scale),
         "captions": json.dumps(list(sample.captions)),
         "bands": json.dumps(list(sample.bands)),

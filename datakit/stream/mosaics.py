@@ -36,7 +36,11 @@ class Mosaics:
         """What the view shows, (h, w, C) float32 or uint16. fields: the sample's JSON."""
         camera = Camera.of(fields.get("camera", ""))
         if data[:4] == codec.MAGIC:
-            planes = self.view(codec.decode(data), camera)
+            height, width = codec.shape(data)
+            if self.view.planes == "packed" and not height % 2 and not width % 2:
+                planes = self.view.of_sites(codec.decode_planes(data), camera)
+            else:
+                planes = self.view(codec.decode(data), camera)
         else:
             with image.quiet():
                 planes = self.reduced(camera, image.decode_levels(data))
