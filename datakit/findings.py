@@ -34,7 +34,9 @@ class Verified:
     shards: int = 0
 
     def add(self, file: str, what: str, todo: str = "") -> None:
-        self.findings.append(Finding(file, what, todo or f"datakit verify {self.out} --repair"))
+        finding = Finding(file, what, todo or f"datakit verify {self.out} --repair")
+        if finding not in self.findings:
+            self.findings.append(finding)
 
     def some(self, file: str, wrong: Sequence[str]) -> None:
         """The first of many findings in a file, and how many there are."""

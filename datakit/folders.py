@@ -16,6 +16,7 @@ from .remote import UNLISTED, Remote, Root, root_of
 from .sample import digest
 from .staging import files_of
 
+ORIGIN = ".origin"  # suffix of the note of what a set can be made again from
 OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
 FOUND = ("labels", "same_place", "cnn", "decided", "shards", "written", "pictures")
@@ -130,6 +131,7 @@ def gc(work: str | Path) -> dict[str, int]:
             if not was_removed(root_of(about["out"])):
                 used |= {work / name for name in about["uses"]}
             else:
+                note.with_suffix(ORIGIN).unlink(missing_ok=True)
                 note.unlink()
         used |= {staged for path in used for staged in files_of(path)}
         used |= {names for path in used for names in path.parent.glob("*.names.parquet")}

@@ -149,7 +149,7 @@ def written_shard(job: Tarred) -> Shard:
     return Shard(**about)
 
 
-def write_samples(jobs: list[ShardJob], out: Out, members: tuple[str, ...]) -> None:
+def write_samples(jobs: Sequence[Tarred], out: Out, members: tuple[str, ...]) -> None:
     """samples.parquet and index.arrow, row for row in the order of the shards."""
     wanted = index.schema(members)
     rows: list[pa.Table] = []
@@ -159,7 +159,7 @@ def write_samples(jobs: list[ShardJob], out: Out, members: tuple[str, ...]) -> N
 
 
 def write_rows(
-    jobs: list[ShardJob], path: Path, wanted: pa.Schema, rows: list[pa.Table], shards: list[dict[str, Any]]
+    jobs: Sequence[Tarred], path: Path, wanted: pa.Schema, rows: list[pa.Table], shards: list[dict[str, Any]]
 ) -> None:
     """Write the records of all shards; `rows` and `shards` get what the index says of them."""
     writer = None

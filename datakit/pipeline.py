@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, kinds, leave, listing, run, staging, trouble
+from . import collect, disk, files, image, kinds, leave, listing, origin, run, staging, trouble
 from .decide import Decided, Decider
 from .engine import Engine
 from .errors import SourceError, StageError
@@ -334,12 +334,14 @@ def build(
         with run.explained():
             sources = find(recipe, root_of(data), out, work)
         with running(Places(recipe.name, out, work, sources.roots), False, workers, **engine) as started:
-            return Copying(recipe, sources, out, work, started, say, allow_missing).run()
+            manifest = Copying(recipe, sources, out, work, started, say, allow_missing).run()
+            return origin.keep(manifest, recipe, data, allow_missing, out, work)
     with run.explained():
         roots, missing = find_sources(recipe, root_of(data), allow_missing)
     with running(Places(recipe.name, out, work, roots), free, workers, **engine) as started:
         before = leave.shards_before(recipe.name, out, work)
-        return Build(recipe, out, work, roots, missing, before, engine=started, say=say).run(free, retry)
+        manifest = Build(recipe, out, work, roots, missing, before, engine=started, say=say).run(free, retry)
+        return origin.keep(manifest, recipe, data, allow_missing, out, work)
 
 
 def find_sources(recipe: Recipe, data: Root, allow_missing: bool) -> tuple[dict[str, Root], tuple[str, ...]]:

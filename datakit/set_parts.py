@@ -15,7 +15,7 @@ from .findings import SHOWN, Verified
 from .stages.shards import BLOCK
 from .stream.joined import FOLDER, Joined, read
 from .stream.overlay import KIND, Overlay
-from .tar_check import Place, header
+from .tar_check import Place, begins
 
 OVERLAYS = "overlays"
 Ints = NDArray[np.int64]
@@ -69,11 +69,8 @@ def _headers(path: Path, column: Joined, table: pa.Table, rows: Ints) -> list[st
     with path.open("rb") as stream:
         for row, key in zip(rows.tolist(), keys, strict=True):
             place = Place(f"{key}.{column.name}", int(column.offset[row]), int(column.bytes[row]))
-            if place.offset < BLOCK or place.size_bytes < 0 or place.offset + place.size_bytes > path.stat().st_size:
-                wrong.append(f"{key}: lies outside {path.name}")
-                continue
-            stream.seek(place.offset - BLOCK)
-            if stream.read(BLOCK) != header(place):
+            stream.seek(max(place.offset - BLOCK, 0))
+            if not begins(place, stream.read(BLOCK), path.stat().st_size):
                 wrong.append(f"{key}: does not begin at byte {place.offset - BLOCK} of {path.name}")
     return wrong
 

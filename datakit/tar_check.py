@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import ShardError
-from .stages.shards import BLOCK, END, member
+from .stages.shards import BLOCK, END, header
 from .stream.decode import Decoder, Unreadable
 from .stream.tars import IMAGES
 
@@ -61,15 +61,20 @@ def ends(path: Path, rows: pa.Table, members: tuple[str, ...]) -> Iterator[str]:
     few = pa.concat_tables([rows.slice(0, 1), rows.slice(max(len(rows) - 1, 0), 1)])
     with path.open("rb") as stream:
         for place in (place for sample in places_of(few, members) for place in sample):
-            stream.seek(place.offset - BLOCK)
-            if stream.read(BLOCK) != header(place):
+            stream.seek(max(place.offset - BLOCK, 0))
+            if not begins(place, stream.read(BLOCK), path.stat().st_size):
                 yield f"at byte {place.offset - BLOCK} does not begin {place.name} of {place.size_bytes} bytes"
                 return
 
 
-def header(place: Place) -> bytes:
-    """The header of a member, as builds write it."""
-    return member(place.name, b"\0" * place.size_bytes)[:BLOCK]
+def begins(place: Place, head: bytes, size_bytes: int) -> bool:
+    """Whether a header is that of a member, as builds write it, in a tar of so many bytes."""
+    if place.size_bytes < 0 or place.offset < BLOCK or place.offset + place.size_bytes > size_bytes:
+        return False
+    try:
+        return head == header(place.name, place.size_bytes)
+    except ValueError:  # a name that none has
+        return False
 
 
 def look(path: Path, rows: pa.Table, members: tuple[str, ...]) -> Told:
@@ -105,7 +110,7 @@ def _framed(data: mmap.mmap, place: Place, at: int) -> str:
     end = place.offset + place.size_bytes
     if end > len(data):
         return f"{place.name}: cut short at byte {len(data)}"
-    if data[at : place.offset] != header(place):
+    if not begins(place, data[at : place.offset], len(data)):
         return f"{place.name}: its header, at byte {at}, is not that of {place.size_bytes} bytes of this name"
     if any(data[end : end + -end % BLOCK]):
         return f"{place.name}: bytes other than 0 behind it"

@@ -24,6 +24,7 @@ from .sources.imagenet_s import SEMI
 from .tar_check import Shape, Told, ends, look
 
 MANIFEST, INDEX, SAMPLES, DROPPED = "manifest.json", "index.arrow", "samples.parquet", "dropped.parquet"
+OF_DROPS = (("stage", "source", "dropped"), ("split", "dropped"))  # columns of dropped.parquet; of ImageNet-S
 About = dict[str, Any]  # name, split, samples, bytes, sha256 of a shard
 
 
@@ -38,16 +39,14 @@ def verify(out: str | Path, deep: bool = False, overlays: Sequence[Path] = ()) -
         raise ShardError(f"{out}: no {MANIFEST} and no {INDEX} there. Give the folder of a build")
     manifest, table = check_manifest(told), load_index(told)
     shards = check_shards(told, manifest, table)
-    if table is not None:
-        check_index(told, table, manifest)
+    fits = table is not None and check_index(told, table, manifest)
     told.shards = len(shards)
     if manifest is not None:
         check_files(told, manifest)
     check_tables(told, manifest, table)
     check_timings(told)
-    if table is not None:
-        members = members_of(table)
-        for name, wrong in look_into(told, shards, table, members).items():
+    if table is not None and fits:  # where it does not, sizes and digests have told what tars are worth
+        for name, wrong in look_into(told, shards, table, members_of(table)).items():
             told.some(name, wrong)
         check_columns(told, table)
         check_overlays(told, table, overlays)
@@ -149,30 +148,33 @@ def check_strays(told: Verified, name: str, known: set[str]) -> None:
             told.add(path.name, "a tar of this name that the set does not have", f"rm {path}")
 
 
-def check_index(told: Verified, table: pa.Table, manifest: Manifest | None) -> None:
-    """The index against itself."""
-    shards = json.loads(table.schema.metadata[b"shards"])
-    rows = np.bincount(table.column("shard").to_numpy(), minlength=len(shards)) if table.num_rows else np.zeros(0)
-    if rows.tolist() != [shard["samples"] for shard in shards]:
-        wrong = [
-            f"{n:,} rows of {shard['name']}, which has {shard['samples']:,} samples"
-            for n, shard in zip(rows.tolist(), shards, strict=False)
-            if n != shard["samples"]
-        ]
-        told.some(INDEX, wrong or [f"{table.num_rows:,} rows, of shards that it does not name"])
+def check_index(told: Verified, table: pa.Table, manifest: Manifest | None) -> bool:
+    """The index against itself; gives whether its rows can be relied on."""
+    shards, before = json.loads(table.schema.metadata[b"shards"]), len(told.findings)
+    number = table.column("shard").to_numpy()
+    rows = [int((number == n).sum()) for n in range(len(shards))]
+    wrong = [
+        f"{n:,} rows of {shard['name']}, which has {shard['samples']:,} samples"
+        for n, shard in zip(rows, shards, strict=True)
+        if n != shard["samples"]
+    ]
+    if sum(rows) != table.num_rows:
+        wrong.append(f"{table.num_rows - sum(rows):,} rows of shards that it does not name")
+    if (np.diff(number) < 0).any():
+        wrong.append("its rows are not in the order of the shards")
     if manifest and {*manifest.members} != {*members_of(table)}:
-        told.add(INDEX, f"members {', '.join(members_of(table))}, not {', '.join(manifest.members)}")
-    if not told.deep:
-        return
-    about = table.schema.metadata
-    if index.digest(table, about[b"shards"].decode()) != about[b"digest"].decode():
-        told.add(INDEX, "its digest is not that of its rows: they were changed, or some are missing")
-    ids, keys = table.column("id").to_pylist(), table.column("key").to_pylist()
-    told.some(
-        INDEX, [f"the id of {key} is not that of its key" for i, key in zip(ids, keys, strict=True) if i != key_id(key)]
-    )
-    if len({*ids}) < len(ids):
-        told.add(INDEX, f"{len(ids) - len({*ids}):,} ids occur twice")
+        wrong.append(f"members {', '.join(members_of(table))}, not {', '.join(manifest.members)}")
+    told.some(INDEX, wrong)
+    if told.deep:
+        about = table.schema.metadata
+        if index.digest(table, about[b"shards"].decode()) != about[b"digest"].decode():
+            told.add(INDEX, "its digest is not that of its rows: they were changed, or some are missing")
+        ids, keys = (table.column(name).to_pylist() for name in ("id", "key"))
+        strange = [key for one, key in zip(ids, keys, strict=True) if one != key_id(key)]
+        told.some(INDEX, [f"the id of {key} is not that of its key" for key in strange])
+        if len({*ids}) < len(ids):
+            told.add(INDEX, f"{len(ids) - len({*ids}):,} ids occur twice")
+    return len(told.findings) == before
 
 
 def check_files(told: Verified, manifest: Manifest) -> None:
@@ -188,16 +190,22 @@ def check_tables(told: Verified, manifest: Manifest | None, table: pa.Table | No
     """samples.parquet row for row with the index, dropped.parquet with the counts of the manifest."""
     kept = read_parquet(told, SAMPLES, ["key", "id"] if told.deep else [])
     if kept is not None and table is not None:
-        if kept.num_rows != table.num_rows:
+        if told.deep and kept.num_columns < 2:
+            told.add(SAMPLES, "it has no columns key and id")
+        elif kept.num_rows != table.num_rows:
             told.add(SAMPLES, f"{kept.num_rows:,} rows, where {INDEX} has {table.num_rows:,}")
         elif told.deep and not all(_same(kept, table, name) for name in ("key", "id")):
             told.add(SAMPLES, f"its rows are not those of {INDEX}")
     lost = read_parquet(told, DROPPED, ["source", "stage", "split", "dropped"])
-    if lost is not None and manifest is not None:
-        expected, found = counted(manifest, lost)
-        for kind in sorted({*expected, *found}):
-            if expected[kind] != found[kind]:
-                told.add(DROPPED, f"{found[kind]:,} of {', '.join(kind)}, where {MANIFEST} counts {expected[kind]:,}")
+    if lost is None or manifest is None:
+        return
+    if not any({*kind} <= {*lost.column_names} for kind in OF_DROPS):
+        told.add(DROPPED, f"it has only the columns {', '.join(lost.column_names) or 'of another table'}")
+        return
+    expected, found = counted(manifest, lost)
+    for kind in sorted({*expected, *found}):
+        if expected[kind] != found[kind]:
+            told.add(DROPPED, f"{found[kind]:,} of {', '.join(kind)}, where {MANIFEST} counts {expected[kind]:,}")
 
 
 def _same(one: pa.Table, other: pa.Table, name: str) -> bool:
@@ -219,12 +227,12 @@ def read_parquet(told: Verified, name: str, columns: list[str]) -> pa.Table | No
 
 def counted(manifest: Manifest, lost: pa.Table) -> tuple[Counter[tuple[str, ...]], Counter[tuple[str, ...]]]:
     """Drops by stage, source and reason: as the manifest counts them, and as the table has them."""
-    staged = "stage" in lost.column_names
+    staged = {*OF_DROPS[0]} <= {*lost.column_names}
     expected: Counter[tuple[str, ...]] = Counter()
     for count in manifest.counts:
         if staged or count.stage == "shards":
             expected.update({(count.stage, count.source, why): n for why, n in count.dropped.items()})
-    names = ["stage", "source", "dropped"] if staged else ["split", "dropped"]
+    names = [*OF_DROPS[not staged]]
     found: Counter[tuple[str, ...]] = Counter()
     for row in lost.group_by(names).aggregate([([], "count_all")]).to_pylist():
         if staged:

@@ -29,6 +29,7 @@ LAYERS = [
     "collect plan query draft collections_page coco_left",
     "leave imagenet_s",
     "kinds running copies imagenet_card",
+    "origin",
     "imagenet_build",
     "pipeline status stream",
     "tar_check",

@@ -213,13 +213,18 @@ def written(job: Tarred) -> dict[str, Any] | None:
 def write_shard(job: ShardJob) -> dict[str, Any]:
     """Write one tar and the records in it; gives name, samples, bytes, sha256."""
     table = records_of(job)
-    with StagedFiles(job.work) as staged:
-        rest = job.members[1:]
-        samples = ((s.key, [payload(m, s, staged, m in rest) for m in job.members]) for s in from_table(table))
-        about, places = write_tar(job, samples)
+    about, places = write_records(job, table)
     keep_records(job, table, about, places)
     job.gathered.unlink(missing_ok=True)
     return about
+
+
+def write_records(job: Tarred, table: pa.Table) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Write the tar of these records, from their staged bytes; gives what `write_tar` does."""
+    with StagedFiles(job.work) as staged:
+        rest = job.members[1:]
+        samples = ((s.key, [payload(m, s, staged, m in rest) for m in job.members]) for s in from_table(table))
+        return write_tar(job, samples)
 
 
 def write_tar(job: Tarred, samples: Iterable[tuple[str, Sequence[bytes]]]) -> tuple[dict[str, Any], NDArray[np.int64]]:
@@ -312,9 +317,14 @@ def changed(table: pa.Table, changes: pa.Table) -> pa.Table:
 
 def member(name: str, data: bytes) -> bytes:
     """A tar member: ustar header, payload, padding. Nothing in it depends on who made it, or when."""
+    return header(name, len(data)) + data + b"\0" * (-len(data) % BLOCK)
+
+
+def header(name: str, size_bytes: int) -> bytes:
+    """The header of a tar member."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = len(data), 0o644, 0
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + data + b"\0" * (-len(data) % BLOCK)
+    info.size, info.mode, info.mtime = size_bytes, 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 def mask_classes(sample: Sample) -> str:
