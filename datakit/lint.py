@@ -8,6 +8,7 @@ by ustar alone know no name of more than 100 bytes. Nothing here stops at the fi
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from .findings import Finding
 from .stages.shards import BLOCK, END
 from .stream.foreign import tars_of
 
+NUMBER = re.compile(r"[-_.]?\d+$")  # that ends the name of a shard
 NAME_BYTES = 100  # of a ustar header
 SHARE = 0.5  # of samples that have a suffix of several dots, below which a dot belongs to the key
 MOST_JSON = 1 << 24  # bytes of a member that is looked into
@@ -75,14 +77,19 @@ class Linted:
 
 
 def lint(paths: Sequence[Path]) -> Linted:
-    """Look at tars, or folders of them, as one set. SourceError where there is none."""
-    tars, told, samples = tars_of(paths), Told(), list[Sample]()
+    """Look at tars, or folders of them: those whose names differ in a number alone are one set.
+
+    SourceError where there is none.
+    """
+    tars, told, sets = tars_of(paths), Told(), dict[tuple[Path, str], list[Sample]]()
     for tar in tars:
-        samples += samples_of(tar, told)
-    check_keys(samples, told)
-    check_members(samples, told)
-    check_json(samples, told)
-    return Linted(told.findings(), len(tars), len({(one.tar, one.key) for one in samples}))
+        sets.setdefault((tar.parent, NUMBER.sub("", tar.stem)), []).extend(samples_of(tar, told))
+    for samples in sets.values():
+        check_keys(samples, told)
+        check_members(samples, told)
+        check_json(samples, told)
+    found = {(one.tar, one.key) for samples in sets.values() for one in samples}
+    return Linted(told.findings(), len(tars), len(found))
 
 
 def samples_of(tar: Path, told: Told) -> list[Sample]:
