@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from . import codec
 from .manifest import Manifest
 
 SIZES = (
@@ -17,6 +18,7 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 TIFF = "tif"
+NO_PICTURE = (TIFF, codec.SUFFIX, "npy")  # to Pillow; without this a mosaic is taken for audio, by its suffix
 TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"}
 FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
     "source": (TEXT, "collection that it comes from"),
@@ -136,10 +138,10 @@ def front(manifest: Manifest) -> str:
 def features(image: str, *members: str) -> list[dict[str, object]]:
     """What Hugging Face datasets need not guess: columns of the samples and their types. members: beside the image."""
     struct = [{"name": name, **kind} for name, (kind, _) in FIELDS.items()]
-    kinds = {"seg.png": "image", "txt": "string"}
+    kinds = {"seg.png": "image", "txt": "string", "jpg": "image"}
     more: list[dict[str, object]] = [{"name": member, "dtype": kinds[member]} for member in members if member in kinds]
     return [
-        {"name": image, "dtype": "binary" if image == TIFF else "image"},  # many bands are no picture to Pillow
+        {"name": image, "dtype": "binary" if image in NO_PICTURE else "image"},
         {"name": "json", "struct": struct},
         *more,
         {"name": "__key__", "dtype": "string"},
