@@ -27,6 +27,7 @@ def add(verbs: Verbs) -> None:
     export = verbs.add_parser("export", help="write what other programs load of a checkpoint")
     export.add_argument("checkpoint", type=Path)
     export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--form", default="", metavar="NAME", help="for which program (default: the objective's first)")
     export.set_defaults(run=run_export)
 
 
@@ -51,7 +52,7 @@ def run_export(args: argparse.Namespace) -> int:
     from .pretrain.trained import Trained
 
     trained = Trained.load(args.checkpoint)
-    trained.export(args.out)
+    trained.export(args.out, args.form)
     print(json.dumps({"checkpoint": str(args.checkpoint), "step": trained.step, "out": str(args.out)}))
     return 0
 

@@ -23,7 +23,9 @@ from datakit.collections_page import page
 from datakit.errors import RecipeError
 from datakit.evaluate.imagenet_s import write_prediction
 from datakit.manifest import Collection, Manifest
-from datakit.pretrain.recipe import Pretrain
+from datakit.pretrain.masking import MaskedAutoencoder, SelectiveMaskedAutoencoder
+from datakit.pretrain.objective import Augment, MeanAndStd
+from datakit.pretrain.recipe import Budget, Feeding, Optimiser, Pretrain, Prune
 from datakit.sample import Spec
 from datakit.stages.dedup import Dedup
 from datakit.stages.protect import Protect
@@ -214,3 +216,21 @@ def test_the_recipes_of_the_page_are_those_there_are() -> None:
     assert bundled == {name for name in re.findall(r"^\| `(\w+)` \| ", text, re.MULTILINE) if name in bundled}
     for name in bundled:
         assert Pretrain.load(name).name == name
+
+
+def test_every_key_of_a_pretraining_recipe_is_told() -> None:
+    text = (DOCS / "pretraining.md").read_text(encoding="utf-8")
+    told = {word for row in text.splitlines() if row.startswith("| `") for word in re.findall(r"\w+", row)}
+    specs = (
+        Pretrain,
+        Budget,
+        Optimiser,
+        Prune,
+        Feeding,
+        MaskedAutoencoder,
+        SelectiveMaskedAutoencoder,
+        Augment,
+        MeanAndStd,
+    )
+    for spec in specs:
+        assert not {*spec.model_fields} - told, spec.__name__

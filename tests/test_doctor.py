@@ -12,6 +12,7 @@ import torch
 from tars import SMALL, keys, sample, write_tar
 
 from datakit.cli import main
+from datakit.errors import RecipeError
 from datakit.stream import Loader
 from datakit.stream.doctor import diagnose
 
@@ -38,13 +39,21 @@ def test_a_stall_is_named(shards: Path, stage: str) -> None:
     if stage == "copy":
         loader.device.put = stalled(loader.device.put)  # type: ignore[method-assign]
     next(iter(loader))
-    found = diagnose(loader, 5.0)
+    found = diagnose(loader, 1.0)
     assert found.bottleneck == stage
     assert found.shares[stage] > 0.5
     assert sum(found.shares.values()) == pytest.approx(1)
     assert found.images_s > 0
     assert str(found).count("\n") == 4
     assert 0.5 < found.score < 1.5
+
+
+def test_a_set_of_one_batch_comes_again_and_again(shards: Path) -> None:
+    found = diagnose(Loader(shards, 31, transform=SMALL), 0.5)
+    assert found.images_s > 0
+    assert sum(found.shares.values()) == pytest.approx(1)
+    with pytest.raises(RecipeError, match="not one batch"):
+        diagnose(Loader(shards, 64, transform=SMALL))
 
 
 def test_doctor_prints_it(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tars import SMALL, jpeg, keys, sample, write_tar
+from torchvision.transforms.v2 import functional
 
 from datakit.boxes import Box, dumps, rectangle
+from datakit.cli import main
 from datakit.errors import RecipeError, ShardError
 from datakit.sample import key_id
-from datakit.stream import Batch, Loader, View, Views, evaluation, mae, multi_view
+from datakit.stream import Batch, Loader, View, Views, evaluation, mae, multi_view, resample
 from datakit.stream.augment import IMAGENET
 from datakit.stream.order import Order
 from datakit.stream.repeats import Repeated
@@ -85,6 +87,44 @@ def test_pixels_do_not_depend_on_ranks_or_where_one_begins(shards: Path) -> None
         torch.cat([batch.images for batch in loader]), torch.cat([whole[5:10], whole[15:20], whole[25:30]])
     )
     assert len({tuple(crop) for crop in next(iter(loader)).crops[:, 0].tolist()}) == 5
+
+
+@given(st.sampled_from(["brightness", "contrast", "saturation"]), st.floats(0.5, 1.5), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_colours_are_those_of_torchvision(which: str, factor: float, seed: int) -> None:
+    """But for its cutting off what we round."""
+    levels = np.random.default_rng(seed).integers(0, 256, (3, 9, 11), dtype=np.uint8)
+    ours, names = levels.copy(), ("brightness", "contrast", "saturation")
+    resample.jitter(ours, *(factor if name == which else 1.0 for name in names), 0.0, 0)
+    theirs = getattr(functional, f"adjust_{which}")(torch.from_numpy(levels), factor)
+    assert np.abs(ours.astype(int) - theirs.numpy().astype(int)).max() <= 1
+
+
+def test_hues_go_around(shards: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (3, 40, 40), dtype=np.uint8)
+    for by in (1 / 3, -0.25, 0.5):
+        turned = levels.copy()
+        resample.turn_hue(turned, np.float32(by))
+        theirs = functional.adjust_hue(torch.from_numpy(levels), by).numpy()
+        assert np.abs(turned.astype(int) - theirs.astype(int)).max() <= 1
+    third = levels.copy()
+    resample.turn_hue(third, np.float32(1 / 3))
+    assert np.abs(third[[1, 2, 0]].astype(int) - levels.astype(int)).max() <= 1  # red is green, green is blue
+    with pytest.raises(RecipeError, match="hue"):
+        View(32, hue=0.6)
+    one, other = (Views((View(32, hue=hue),), None) for hue in (0.0, 0.3))
+    plain, turned_ = (next(iter(Loader(shards, 31, transform=views))).images for views in (one, other))
+    assert not torch.equal(plain, turned_)
+
+
+def test_tars_that_an_index_does_not_know_are_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_tar(tmp_path / "set" / "a.tar", sample(1))
+    assert main(["index", str(tmp_path / "set")]) == 0
+    assert len(Loader(tmp_path / "set", 1)) == 1
+    write_tar(tmp_path / "set" / "b.tar", sample(2))
+    with pytest.raises(ShardError, match=r"b\.tar: not in the index"):
+        Loader(tmp_path / "set", 1)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from servers import Web, serving
 from tars import SMALL, jpeg, keys, sample, write_tar
 from test_loader import together
 
@@ -26,6 +29,26 @@ from datakit.stream.tars import Tars
 SIZES = (7, 3, 0, 5)
 ANY = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SUBSETS = st.sets(st.integers(0, 14), min_size=1, max_size=14)
+
+
+def test_an_overlay_may_lie_in_a_store(shards: Path, tmp_path: Path) -> None:
+    ids = Loader(shards, 1).tars.ids(slice(0, 4))
+    Overlay.write(tmp_path / "some.parquet", "keep", ids)
+    with serving(Web(tmp_path)) as web:
+        overlay = Overlay.of(f"{web.url}/some.parquet")
+        assert len(Loader(shards, 1, overlay=overlay)) == 4
+        with pytest.raises(RecipeError, match="no such file"):
+            Overlay.of(f"{web.url}/other.parquet")
+
+
+def test_sets_of_other_bands_do_not_mix(shards: Path, tmp_path: Path) -> None:
+    levels = np.zeros((40, 40), np.uint16)
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, "PNG")
+    (tmp_path / "deep").mkdir()
+    write_tar(tmp_path / "deep" / "a.tar", [("x.png", stream.getvalue())])
+    with pytest.raises(RecipeError, match="1 bands of uint16"):
+        next(iter(Loader(Mix({shards: 1, tmp_path / "deep": 1}), 2, transform=SMALL)))
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,17 @@ def test_an_epoch_can_be_read_again(shards: Path, tmp_path: Path) -> None:
     assert Overlay.of(written[2]).kind == "drop"
 
 
+def test_another_budget_leaves_an_epoch_as_it_began(shards: Path, tmp_path: Path) -> None:
+    """It is past `until` of the new budget, and still reads what it read before."""
+    more = {"prune": {"ratio": 0.5, "until": 0.5}, "checkpoint_every": 1, "keep": 99}
+    pretrain(recorded(shards, budget={"epochs": 6}, **more), tmp_path, say=lambda _: None, accelerator="cpu")
+    states = [checkpoint.load(path) for path in checkpoint.there(tmp_path / "checkpoints")]
+    (step,) = (state["step"] for state in states if (state["feed"]["epoch"], state["feed"]["step"]) == (2, 1))
+    one = recorded(shards, budget={"epochs": 3}, **more)
+    options = {"resume": tmp_path / "checkpoints" / f"step-{step:09}.pt", "rescale": True, "accelerator": "cpu"}
+    assert pretrain(one, tmp_path / "more", say=lambda _: None, **options)["steps"] > step
+
+
 def test_heavy_samples_weigh_more_in_the_loss() -> None:
     done = Pruned(np.array([1]), np.array([4, 2**62]), 2.0)
     assert done.weights(torch.tensor([0, 4, 2**62, 2**62 - 1])).tolist() == [1, 2, 2, 1]

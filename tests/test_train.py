@@ -395,5 +395,7 @@ def test_the_command_trains_and_exports(shards: Path, tmp_path: Path, capsys: py
     first, second = (model.state_dict() for model in models)
     assert same(dict(first), dict(second))
     assert torch.equal(first["patch_embed.proj.weight"], checkpoint.load(newest)["model"]["patch_embed.proj.weight"])
+    assert main(["export", str(newest), "-o", str(tmp_path / "x"), "--form", "jax"]) == 1
+    assert "form jax: selectivemae is exported as timm" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "x")]) == 1
     assert "no checkpoint" in capsys.readouterr().err

@@ -68,7 +68,7 @@ class Recording(Objective):
     def encoder(self, module: nn.Module, numbers: MeanStd) -> Encoder:
         raise NotImplementedError
 
-    def export(self, module: nn.Module, path: Path, numbers: MeanStd) -> None:
+    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str) -> None:
         path.mkdir(exist_ok=True)
         torch.save(module.state_dict(), path / "weights.pt")
 

@@ -17,7 +17,8 @@ from ..errors import RecipeError, ShardError
 from ..stream import Loader, Overlay, Views
 from ..stream.batch import Batch
 from ..stream.normalise import MeanStd
-from .prune import Gather, Pruned, Scores, prune
+from .machine import Machine
+from .prune import Pruned, Scores, prune
 from .recipe import Pretrain
 
 EVERYTHING = Pruned(np.empty(0, np.int64), np.empty(0, np.int64), 1.0)
@@ -27,34 +28,34 @@ class Feed:
     """Micro-batches of one rank. `epoch`, `step`: the epoch, and steps of it that are done. `steps`: that it has.
 
     micro_batch: samples of this rank at once; `accumulate` of them are its part of a step. numbers: mean and deviation
-    that images are normalised by. budget: of the run, in samples. folder: where what epochs leave out is written.
+    that images are normalised by. budget: of the run, in samples. folder: of the run, on its first rank.
     """
 
-    def __init__(
-        self, recipe: Pretrain, rank: int, world_size: int, device: torch.device, folder: Path | None = None
-    ) -> None:
-        self.recipe, self.ranks, self.device, self.folder = recipe, (rank, world_size), device, folder
-        self.micro_batch, self.accumulate = split(recipe, world_size)
+    def __init__(self, recipe: Pretrain, machine: Machine, folder: Path | None = None) -> None:
+        self.recipe, self.machine, self.folder = recipe, machine, folder
+        self.micro_batch, self.accumulate = split(recipe, machine.world_size)
         loading = recipe.objective.loading()
         self.loading, self.transform = loading, loading.transform
         self.epoch = self.step = self.seen = 0
-        self.pruned = EVERYTHING
+        self.pruned, self.prunes = EVERYTHING, False
         self._batches: Iterator[Batch] | None = None
         self.loader = self.made(())
         self.numbers: MeanStd = self.loader.numbers or ((0.0,), (1.0,))
         self.whole = self.steps = self.loader.samples // recipe.batch
         if not self.whole:
             raise RecipeError(f"batch: {recipe.batch}: the set has {self.loader.samples} samples, less than one step")
-        if self.loader.numbers is not None:  # those of the whole set, whatever an epoch leaves out
+        if (
+            isinstance(self.transform, Views) and self.loader.numbers is not None
+        ):  # those of the whole set, whatever an epoch leaves out
             mean, std = self.numbers
             self.transform = Views(self.transform.views, {"mean": mean, "std": std})
         self.budget = recipe.budget.of(self.whole * recipe.batch)
         self.scores = Scores(self.ids()) if recipe.prune else None
-        self._scores_before = self.scores.state_dict() if self.scores else None
 
     def made(self, pruned: tuple[Overlay, ...]) -> Loader:
         """A loader, of what an epoch leaves."""
         feeding = self.recipe.feeding.model_dump()
+        feeding["threads"] = feeding["threads"] or self.machine.threads
         return Loader(
             self.recipe.source,
             self.micro_batch,
@@ -62,9 +63,9 @@ class Feed:
             transform=self.transform,
             columns=self.loading.columns,
             classes=self.loading.classes,
-            rank=self.ranks[0],
-            world_size=self.ranks[1],
-            device=self.device,
+            rank=self.machine.rank,
+            world_size=self.machine.world_size,
+            device=self.machine.device,
             remainder="drop",
             overlay=[*self.recipe.overlay, *pruned],
             **feeding,
@@ -92,31 +93,31 @@ class Feed:
         if self.scores is not None:
             self.scores.note(batch.ids, losses)
 
-    def done(self, gather: Gather) -> None:
+    def done(self) -> None:
         """A step is done, on all ranks; after the last one of an epoch the next begins."""
         self.step, self.seen = self.step + 1, self.seen + self.recipe.batch
         if self.step == self.steps:
             if self.scores is not None:
-                self.scores.gather(gather)
+                self.scores.gather(self.machine.gather)
+                self.scores.begin()
             self.close()
             self.enter(self.epoch + 1)
 
-    def enter(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, and tell what it leaves out."""
+    def enter(self, epoch: int, prunes: bool | None = None) -> None:
+        """Go to the beginning of an epoch, and tell what it leaves out. prunes: if it is known whether it does."""
         self.epoch, self.step = epoch, 0
         spec = self.recipe.prune
         if spec is not None and self.scores is not None:
-            self._scores_before = self.scores.state_dict()
-            over = self.progress >= spec.until
-            before = self.pruned
-            seed = self.recipe.seed
-            self.pruned = EVERYTHING if over else prune(self.scores.ids, self.scores.values, spec.ratio, seed, epoch)
+            before, self.pruned = self.pruned, EVERYTHING
+            self.prunes = self.progress < spec.until if prunes is None else prunes
+            if self.prunes:
+                self.pruned = prune(self.scores.ids, self.scores.before, spec.ratio, self.recipe.seed, epoch)
             overlay = self.pruned.overlay(f"epoch {epoch}")
             if overlay or len(before.dropped):
                 self.loader = self.made((overlay,) if overlay else ())
             if overlay and self.folder is not None:
-                self.folder.mkdir(exist_ok=True)
-                Overlay.write(self.folder / f"epoch-{epoch:05}.parquet", "drop", self.pruned.dropped)
+                (self.folder / "pruned").mkdir(parents=True, exist_ok=True)
+                Overlay.write(self.folder / "pruned" / f"epoch-{epoch:05}.parquet", "drop", self.pruned.dropped)
         self.steps = self.loader.samples // self.recipe.batch
         if not self.steps:
             raise RecipeError(f"prune: epoch {epoch} has {self.loader.samples} samples left: less than one step")
@@ -128,21 +129,19 @@ class Feed:
         if batches is not None:
             batches.close()  # type: ignore[attr-defined]
 
-    def state_dict(self, gather: Gather) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the run is. To be asked for on all ranks, between steps."""
-        scores = None
         if self.scores is not None:
-            self.scores.gather(gather)
-            scores = {"now": self.scores.state_dict(), "before": self._scores_before}  # before: as the epoch began
-        return {"epoch": self.epoch, "step": self.step, "seen": self.seen, "scores": scores}
+            self.scores.gather(self.machine.gather)
+        scores = self.scores.state_dict() if self.scores else None
+        place = {"epoch": self.epoch, "step": self.step, "seen": self.seen}
+        return {**place, "prunes": self.prunes, "scores": scores}
 
     def load_state_dict(self, state: dict[str, Any], loader: dict[str, Any]) -> None:
         """Go on where a run was; loader: the state of its loader."""
         if self.scores is not None:
-            self.scores.load_state_dict(state["scores"]["before"])
-        self.enter(state["epoch"])
-        if self.scores is not None:
-            self.scores.load_state_dict(state["scores"]["now"])
+            self.scores.load_state_dict(state["scores"])
+        self.enter(state["epoch"], state["prunes"])
         self.loader.load_state_dict(loader)
         self.step, self.seen = state["step"], state["seen"]
         if (self.loader.epoch, self.loader.position) != (self.epoch, self.step * self.recipe.batch):

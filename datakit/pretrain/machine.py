@@ -45,6 +45,7 @@ class Machine:
         self.fabric.launch()
         self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size
         self.first = self.rank == 0
+        self.threads = max(len(os.sched_getaffinity(0)) // local, 1)  # cores of this machine, shared by its ranks
         self.scaler: torch.amp.GradScaler | None = getattr(plugin, "scaler", None)
         self.fused = self.device.type == "cuda" and self.scaler is None
 

@@ -73,7 +73,7 @@ class Masking(Objective):
     def encoder(self, module: nn.Module, numbers: MeanStd) -> Encoder:
         return Encoder(Tokens(module), self.image_px, numbers, self.augment.interpolation)
 
-    def export(self, module: nn.Module, path: Path, numbers: MeanStd) -> None:
+    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str) -> None:
         module.export_timm(path, *numbers, self.augment.interpolation)  # type: ignore[operator]
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..sample import Spec
 from ..stream.augment import View, Views
 from ..stream.batch import Batch
+from ..stream.maker import Function
 
 MeanStd = tuple[Sequence[float], Sequence[float]]  # of each band, as shares of the highest level
 Share = tuple[float, float]
@@ -64,9 +65,9 @@ class MeanAndStd(Spec):
 
 @dataclass(frozen=True)
 class Loading:
-    """What a loader is to give."""
+    """What a loader is to give; see its arguments of these names."""
 
-    transform: Views
+    transform: Views | Function | None
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
 
@@ -86,6 +87,7 @@ class Objective(Spec, ABC):
     """What is trained. Its fields are its YAML keys; `kind` tells which one it is."""
 
     kind: str
+    forms: ClassVar[tuple[str, ...]] = ("timm",)  # in which it exports, the default first
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -114,8 +116,8 @@ class Objective(Spec, ABC):
         """What is evaluated."""
 
     @abstractmethod
-    def export(self, module: nn.Module, path: Path, numbers: MeanStd) -> None:
-        """Write what other programs load."""
+    def export(self, module: nn.Module, path: Path, numbers: MeanStd, form: str) -> None:
+        """Write what other programs load, in one of `forms`."""
 
     def rate_factors(self) -> dict[str, float]:
         """Factors of the learning rate, by names that `optimiser.rate_factor` may take."""

@@ -65,11 +65,12 @@ def prune(ids: Ints, scores: Floats, ratio: float, seed: int, epoch: int) -> Pru
 
 
 class Scores:
-    """The last loss of each sample, the same on all ranks once they are gathered."""
+    """The last loss of each sample, the same on all ranks once they are gathered. before: as the epoch began."""
 
     def __init__(self, ids: Ints) -> None:
         self.ids = np.unique(ids)
         self.values: Floats = np.full(len(self.ids), np.nan, np.float32)
+        self.before = self.values.copy()
         self._new: list[tuple[Tensor, Tensor]] = []
 
     def note(self, ids: Tensor, losses: Tensor) -> None:
@@ -86,12 +87,18 @@ class Scores:
         order = np.lexsort((losses[real], ids[real]))  # of a sample that came twice, the largest: on any ranks
         self.values[np.searchsorted(self.ids, ids[real][order])] = losses[real][order]
 
+    def begin(self) -> None:
+        """An epoch begins, which leaves out samples by the losses that there are now."""
+        self.before = self.values.copy()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"ids": torch.from_numpy(self.ids), "values": torch.from_numpy(self.values.copy())}
+        found = {"ids": self.ids, "values": self.values, "before": self.before}
+        return {name: torch.from_numpy(of) for name, of in found.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Those of ids that are there still."""
-        ids, values = state["ids"].numpy(), state["values"].numpy()
+        ids = state["ids"].numpy()
         there = np.isin(ids, self.ids)
-        self.values[:] = np.nan
-        self.values[np.searchsorted(self.ids, ids[there])] = values[there]
+        for name, own in (("values", self.values), ("before", self.before)):
+            own[:] = np.nan
+            own[np.searchsorted(self.ids, ids[there])] = state[name].numpy()[there]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,21 @@ def pretrain(
         machine.close()
 
 
+class Part(NamedTuple):
+    """A micro-batch of a step: keys, and losses of its samples by name, (B,)."""
+
+    keys: list[str]
+    losses: dict[str, Tensor]
+
+
+class Told(NamedTuple):
+    """What a step came to: mean losses; whether a loss or the gradient is no number; whether a rank is to stop."""
+
+    losses: dict[str, float]
+    bad: bool
+    asked: bool
+
+
 class Run:
     """A run of a recipe on this rank."""
 
@@ -65,7 +80,7 @@ class Run:
         self.recipe, self.out, self.machine = recipe, out, machine
         self.say: Say = say if machine.first else _silent
         self.objective = recipe.objective
-        self.feed = Feed(recipe, machine.rank, machine.world_size, machine.device, self.out / "pruned")
+        self.feed = Feed(recipe, machine, self.out if machine.first else None)
         torch.manual_seed(seed_of(recipe.seed, 0, INITIAL))
         self.module = self.objective.build()
         self.model = machine.model(self.module, recipe.compile)
@@ -120,7 +135,7 @@ class Run:
         state = {
             "recipe": self.recipe.model_dump(mode="json"),
             "budget": self.feed.budget,
-            "feed": self.feed.state_dict(self.machine.gather),
+            "feed": self.feed.state_dict(),
             "loader": self.feed.loader.state_dict(),
             "numbers": [list(of) for of in self.feed.numbers],
             "model": self.module.state_dict(),
@@ -175,34 +190,35 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self.feed.accumulate
-        done: list[tuple[Batch, dict[str, Tensor]]] = []
+        done: list[Part] = []
         for n in range(parts):
+            batch = self.batch()
             with self.machine.syncing(self.model, n == parts - 1):
-                done.append(self.forward_backward(progress, n, parts))
+                done.append(self.forward_backward(batch, progress, n, parts))
         norm = self.machine.clip(self.model, self.optimizer, settings.clip)
-        named = self.together(done, norm, stop.asked)
-        bad, asked = named.pop("bad") > 0, named.pop("asked") > 0
-        if not isfinite(named["grad_norm"]):
-            del named["grad_norm"]
-            bad = bad or self.machine.scaler is None
-        if not bad or self.machine.scaler is not None:  # a scaler skips by itself, and must be told of each step
+        told = self.together(done, norm, stop.asked)
+        if not told.bad or self.machine.scaler is not None:  # a scaler skips by itself, and must be told of each step
             self.machine.update(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        self.meter.add({"lr": rate} if bad else {**named, "lr": rate})
-        if bad:
+        self.meter.add({"lr": rate} if told.bad else {**told.losses, "lr": rate})
+        if told.bad:
             self.skip(done)
         elif self.mean is not None:
             self.mean.update(self.module)
         self.step += 1
-        self.feed.done(self.machine.gather)
-        self.picture(done[-1][0], progress)
-        return asked
+        self.feed.done()
+        self.picture(batch, progress)
+        return told.asked
 
-    def forward_backward(self, progress: float, part: int, parts: int) -> tuple[Batch, dict[str, Tensor]]:
-        """Losses of a micro-batch, whose gradients are added to those of the step."""
+    def batch(self) -> Batch:
+        """The next micro-batch, and how long it was waited for."""
         began = time.perf_counter()
         batch = self.feed.next()
         self.meter.waited_s += time.perf_counter() - began
+        return batch
+
+    def forward_backward(self, batch: Batch, progress: float, part: int, parts: int) -> Part:
+        """Losses of a micro-batch, whose gradients are added to those of the step."""
         generator = self.seeded(part * self.machine.world_size + self.machine.rank)
         losses = self.objective.losses(self.model, batch, progress, generator)
         loss = losses["loss"]
@@ -211,7 +227,7 @@ class Run:
         self.feed.note(batch, loss)
         weights = self.feed.pruned.weights(batch.ids).to(loss.device)
         self.machine.backward((loss * weights).mean() / parts)
-        return batch, {name: of.detach() for name, of in losses.items()}
+        return Part(batch.keys, {name: of.detach() for name, of in losses.items()})
 
     def seeded(self, part: int) -> torch.Generator:
         """A generator of the device, and torch's own numbers, for a part of this step."""
@@ -219,23 +235,22 @@ class Run:
         torch.manual_seed(seed)
         return torch.Generator(self.machine.device).manual_seed(seed)
 
-    def together(self, done: list[tuple[Batch, dict[str, Tensor]]], norm: Tensor, asked: bool) -> dict[str, float]:
-        """Mean losses of the step over all ranks, its gradient's norm, how many losses are bad, how many are to stop.
+    def together(self, done: list[Part], norm: Tensor, asked: bool) -> Told:
+        """What the step came to on all ranks. The one place of a step that waits for the device."""
+        names = sorted(done[0].losses)
+        means = [torch.stack([part.losses[name].float().mean() for part in done]).mean() for name in names]
+        bad = torch.stack([(~torch.isfinite(part.losses["loss"])).any() for part in done]).any()
+        values = torch.stack([*means, norm, bad, torch.tensor(asked, device=norm.device)]).float()
+        *losses, norm_, bad_, asked_ = self.machine.mean(values).tolist()
+        found = dict(zip(names, losses, strict=True))
+        if isfinite(norm_):
+            return Told({**found, "grad_norm": norm_}, bad_ > 0, asked_ > 0)
+        return Told(found, bad_ > 0 or self.machine.scaler is None, asked_ > 0)  # a scaler looks for its scale
 
-        The one place of a step that waits for the device.
-        """
-        names = sorted(done[0][1])
-        means = [torch.stack([losses[name].float().mean() for _, losses in done]).mean() for name in names]
-        bad = sum((~torch.isfinite(losses["loss"])).sum() for _, losses in done)
-        values = torch.stack([*means, norm.float(), torch.as_tensor(bad, device=norm.device).float()])
-        values = torch.cat([values, values.new_tensor([float(asked)])])
-        mean = self.machine.mean(values).tolist()
-        return dict(zip([*names, "grad_norm", "bad", "asked"], mean, strict=True))
-
-    def skip(self, done: list[tuple[Batch, dict[str, Tensor]]]) -> None:
+    def skip(self, done: list[Part]) -> None:
         """Count a step that was skipped, and write down of which samples the loss was no number."""
         self.skipped += 1
-        finite = [(batch.keys, torch.isfinite(losses["loss"]).tolist()) for batch, losses in done]
+        finite = [(part.keys, torch.isfinite(part.losses["loss"]).tolist()) for part in done]
         keys = self.machine.together(
             [key for keys, fine in finite for key, good in zip(keys, fine, strict=True) if not good]
         )
@@ -292,7 +307,7 @@ class Run:
         """What other programs load: of the mean of the weights, if there is one."""
         if self.mean is not None:
             self.module.load_state_dict({**self.module.state_dict(), **self.mean.state_dict()})
-        self.objective.export(self.module, self.out / "export", self.feed.numbers)
+        self.objective.export(self.module, self.out / "export", self.feed.numbers, self.objective.forms[0])
 
 
 def _silent(_: str) -> None: ...

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..errors import RecipeError
 from ..validate import validate
 from . import checkpoint
 from .objective import Encoder, MeanStd
@@ -37,5 +38,9 @@ class Trained:
     def encoder(self) -> Encoder:
         return self.recipe.objective.encoder(self.module, self.numbers)
 
-    def export(self, path: Path) -> None:
-        self.recipe.objective.export(self.module, path, self.numbers)
+    def export(self, path: Path, form: str = "") -> None:
+        """Write what other programs load. RecipeError where the objective has no such form."""
+        forms = self.recipe.objective.forms
+        if form and form not in forms:
+            raise RecipeError(f"form {form}: {self.recipe.objective.kind} is exported as {', '.join(forms)}")
+        self.recipe.objective.export(self.module, path, self.numbers, form or forms[0])

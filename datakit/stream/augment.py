@@ -18,7 +18,7 @@ from .decode import Levels
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRIES = 10  # of a random crop, before the middle is taken: as torchvision
-DRAWS = 2 * TRIES + 8  # numbers that a view may ask for
+DRAWS = 2 * TRIES + 9  # numbers that a view may ask for
 Normalise = Literal["imagenet", "dataset"] | dict[str, Sequence[float]] | None
 
 
@@ -45,7 +45,8 @@ class View:
 
     scale: share of the image's area, of which the crop has a random one. ratio: width by height of the crop, drawn from
     its logarithm. flip: how often it is mirrored left to right, 0..1. turns: a random number of quarter turns.
-    brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x; 8-bit pictures in RGB only.
+    brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x; hue: turned by -x .. x of the circle, at
+    most a half; 8-bit pictures in RGB only, as torchvision's ColorJitter.
     resize_px: not random; the image's shorter side becomes so long, and the middle is cut out. reduced: JPEG is decoded
     at a half, a quarter or an eighth where a random crop stays as large as the picture: faster, not quite the same.
     """
@@ -59,6 +60,7 @@ class View:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0
     resize_px: int | None = None
     reduced: bool = False
 
@@ -71,10 +73,12 @@ class View:
             raise RecipeError(f"interpolation: {self.interpolation}: bilinear or bicubic")
         if not 0 <= self.flip <= 1 or min(self.colours) < 0 or max(self.colours) > 1:
             raise RecipeError("flip, brightness, contrast and saturation lie within 0..1")
+        if not 0 <= self.hue <= 0.5:
+            raise RecipeError(f"hue: {self.hue}: from 0 to 0.5, which is all colours")
 
     @property
-    def colours(self) -> tuple[float, float, float]:
-        return self.brightness, self.contrast, self.saturation
+    def colours(self) -> tuple[float, float, float, float]:
+        return self.brightness, self.contrast, self.saturation, self.hue
 
     def crop_of(self, width: int, height: int, drawn: NDArray[np.float64]) -> Crop:
         """What it shows of an image of so many px, by numbers drawn from 0..1, (DRAWS,)."""
@@ -110,9 +114,10 @@ class View:
             self.render_middle(image, scaled, out)
         elif any(self.colours):
             levels = np.empty(out.shape, image.dtype)
-            replace(self, brightness=0.0, contrast=0.0, saturation=0.0).render(image, crop, drawn, LEVELS, levels)
-            factors = 1 + (2 * drawn[-8:-5] - 1) * self.colours
-            resample.jitter(levels, *factors, int(drawn[-5] * 3))
+            plain = replace(self, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+            plain.render(image, crop, drawn, LEVELS, levels)
+            factors = 1 + (2 * drawn[-8:-5] - 1) * self.colours[:3]
+            resample.jitter(levels, *factors, (2 * drawn[-9] - 1) * self.hue, int(drawn[-5] * 4))
             scaled.into(levels, out)
         elif crop.turns:
             upright = np.empty_like(out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from itertools import chain, count
 
+from ..errors import RecipeError
 from .loader import Loader
 from .maker import STAGES
 
@@ -36,9 +38,12 @@ class Diagnosis:
 
 def diagnose(loader: Loader, seconds: float = 10.0, batches: int = 1000) -> Diagnosis:
     """Run a loader for so long, or so many batches, and say what holds it up."""
+    if not len(loader):
+        raise RecipeError(f"batch_size: {loader.batch_size}: the set has not one batch of it")
     before, samples, began, cpu = {}, 0, 0.0, 0.0
-    for n, batch in enumerate(loader.batches(loader.epoch, 0)):
-        if n == min(WARM, len(loader) - 1):
+    epochs = (loader.batches(epoch, 0) for epoch in count(loader.epoch))  # a small set comes again
+    for n, batch in enumerate(chain.from_iterable(epochs)):
+        if n == WARM:
             before, samples = dict(loader.report().seconds), 0
             began, cpu = time.perf_counter(), time.process_time()
         elif n > WARM:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -236,23 +237,36 @@ class Loader:
         )  # fmt: skip
 
     def kind(self, order: Picked | Repeated) -> tuple[int, np.dtype[Any]]:
-        """Bands and dtype of the set's images: of the first that can be read."""
+        """Bands and dtype of images: of the first that can be read. RecipeError where sets of a mix differ."""
+        if self._kind is None:
+            self._kind = self.first_kind(order)
+            for start, weight, _ in self.tars.parts if len(self.tars.parts) > 1 else ():
+                with suppress(OSError, Unreadable):
+                    kind = self.kind_of(start) if weight else None
+                    if kind not in (None, self._kind):
+                        told = " and ".join(f"{bands} bands of {dtype}" for bands, dtype in (self._kind, kind))
+                        raise RecipeError(f"mix: {self.tars.where(start)}: {told} do not go into one batch")
+        return self._kind
+
+    def first_kind(self, order: Picked | Repeated) -> tuple[int, np.dtype[Any]]:
         bad: list[Bad] = []
         for position in range(min(self.most_bad + 1, order.samples)):
-            if self._kind is not None:
-                return self._kind
             row = int(order.at(position, 1)[0])
             try:
-                member = self.raw.member(self.tars) if self.raw else self.tars.image_of(row)
-                if member is not None:
-                    data = self.tars.read(row, member)
-                    levels = self.raw.levels(data, fields_of(self.tars, row)) if self.raw else self.decoder(data)
-                    self._kind = levels.shape[2], levels.dtype
+                if kind := self.kind_of(row):
+                    return kind
             except (OSError, Unreadable) as exc:
                 bad.append(Bad(row, self.tars.where(row), "", "unreadable", str(exc)))
-        if self._kind is None:
-            raise too_many(bad, self.most_bad)
-        return self._kind
+        raise too_many(bad, self.most_bad)
+
+    def kind_of(self, row: int) -> tuple[int, np.dtype[Any]] | None:
+        """Bands and dtype of an image; None where the sample has none."""
+        member = self.raw.member(self.tars) if self.raw else self.tars.image_of(row)
+        if member is None:
+            return None
+        data = self.tars.read(row, member)
+        levels = self.raw.levels(data, fields_of(self.tars, row)) if self.raw else self.decoder(data)
+        return levels.shape[2], levels.dtype
 
     def slots(self, maker: Maker, positions: NDArray[np.int64]) -> Slots:
         """What a batch of these positions is made in."""

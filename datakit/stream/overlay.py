@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .. import disk
 from ..errors import RecipeError, ShardError
+from ..remote import Root, root_of
 from ..sample import mix64
 from .order import InTurn, Order
 from .tars import Tars
@@ -38,7 +39,7 @@ Ints = NDArray[np.int64]
 class Overlay:
     """Weights of samples by id: of those that are listed (M,), ascending, and of all others.
 
-    From a Parquet file with a column `id`; of weights also `weight`, of splits `split`.
+    From a Parquet file, or its URL, with a column `id`; of weights also `weight`, of splits `split`.
     """
 
     name: str  # the file
@@ -74,7 +75,7 @@ class Overlay:
 
     @classmethod
     def _read(cls, path: str | Path, kind: Kind | None, split: str) -> Overlay:
-        table, kind = _table(Path(path), kind, split)
+        table, kind = _table(root_of(path), kind, split)
         ids = table.column("id").to_numpy()
         weights = np.full(len(ids), float(kind != "drop"))
         if kind == "weight":
@@ -115,12 +116,12 @@ class Overlay:
         return (self.ids[at] == ids if len(self.ids) else np.zeros(len(ids), bool)), at
 
 
-def _table(path: Path, kind: Kind | None, split: str) -> tuple[pa.Table, Kind]:
+def _table(path: Root, kind: Kind | None, split: str) -> tuple[pa.Table, Kind]:
     """The rows that count, and the kind. RecipeError tells what is wrong with the file."""
     if not path.is_file():
         raise RecipeError(f"overlay: {path}: no such file")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path if isinstance(path, Path) else pa.BufferReader(path.read_bytes()))
     except pa.ArrowException as exc:
         raise RecipeError(f"overlay: {path}: not Parquet ({exc})") from None
     said = (file.schema_arrow.metadata or {}).get(KIND, b"").decode()

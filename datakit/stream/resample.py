@@ -2,8 +2,9 @@
 
 Antialiased resampling as Pillow and torchvision do it: a triangle or Keys' cubic (a = -0.5; "Cubic convolution
 interpolation for digital image processing", 1981), as wide as the reduction, cut off at the edges of the crop and
-normalised. Rows are resized before columns and rounded to levels, as Pillow does, in float32 where Pillow has fixed
-point: within a level of it. No arithmetic is reordered, so that pixels are the same on every machine.
+normalised. Rows are made narrow before columns are made short, or the other way round, and rounded to levels between,
+as Pillow 13 does (see `columns_first`), in float32 where Pillow has fixed point: within a level of it. No arithmetic is
+reordered, so that pixels are the same on every machine.
 """
 
 from __future__ import annotations
@@ -94,19 +95,26 @@ def taps(size, wanted, cubic):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _sum_rows(narrow, first, count, weights, o, line):  # type: ignore[no-untyped-def]
-    """Row o of the output: line (n,) float32, a half more than the weighted sum of rows of narrow (h, n)."""
-    y, n = first[o], len(line)
+def columns_first(width, height, cols, rows):  # type: ignore[no-untyped-def]
+    """Whether columns are made short before rows are made narrow: Pillow 13's rule, found by trying; 12 never does."""
+    return height > rows and height - rows > 2 * (width - cols)
+
+
+@jit
+def _sum_rows(levels, begin, first, count, weights, o, line):  # type: ignore[no-untyped-def]
+    """Row o of the output: line (n,) float32, a half more than the weighted sum of rows of levels (h, begin + n…)."""
+    y, n = first, len(line)
     for i in range(n):
         line[i] = _f32(0.5)
     k = 0
     while k + 1 < count[o]:
-        w, v, a, b = weights[o, k], weights[o, k + 1], narrow[y + k], narrow[y + k + 1]
+        w, v = weights[o, k], weights[o, k + 1]
+        a, b = levels[y + k][begin : begin + n], levels[y + k + 1][begin : begin + n]
         for i in range(n):
             line[i] = line[i] + (_f32(a[i]) * w + _f32(b[i]) * v)
         k += 2
     if k < count[o]:
-        w, a = weights[o, k], narrow[y + k]
+        w, a = weights[o, k], levels[y + k][begin : begin + n]
         for i in range(n):
             line[i] = line[i] + _f32(a[i]) * w
 
@@ -142,12 +150,31 @@ def crop(image, left, top, width, height, flip, cubic, mul, add, out):  # type: 
         across, across_weights = across[::-1].copy(), across_weights[::-1].copy()
     down, down_count, down_weights = taps(height, rows, cubic)
     most = across_count.max()  # of all px alike: weights beyond are 0, and a loop of one length is guessed right
+    if columns_first(width, height, cols, rows):
+        short, sums = np.empty((rows, width * bands), image.dtype), np.empty(width * bands, np.float32)
+        flat = image.reshape(image.shape[0], -1)
+        for o in range(rows):
+            _sum_rows(flat, left * bands, top + down[o], down_count, down_weights, o, sums)
+            to = short[o]
+            for i in range(len(sums)):
+                to[i] = min(max(np.floor(sums[i]), _f32(0)), highest)
+        picture = short.reshape(rows, width, bands)
+        for band in range(0, bands, BANDS):
+            some = min(bands - band, BANDS)
+            narrow = np.empty((rows + ROWS, cols * some + BANDS), image.dtype)
+            _narrow(picture, 0, 0, width, rows, band, some, across, across_weights, most, narrow)
+            for o in range(rows):
+                for c in range(some):
+                    px, m, s = out[band + c, o], mul[band + c], add[band + c]
+                    for x in range(cols):
+                        px[x] = _f32(narrow[o, x * some + c]) * m + s
+        return
     for band in range(0, bands, BANDS):
         some = min(bands - band, BANDS)
         narrow, line = np.empty((height + ROWS, cols * some + BANDS), image.dtype), np.empty(cols * some, np.float32)
         _narrow(image, left, top, width, height, band, some, across, across_weights, most, narrow)
         for o in range(rows):
-            _sum_rows(narrow, down, down_count, down_weights, o, line)
+            _sum_rows(narrow, 0, down[o], down_count, down_weights, o, line)
             for c in range(some):
                 to, m, s = out[band + c, o], mul[band + c], add[band + c]
                 for x in range(cols):
@@ -166,14 +193,44 @@ def nearest(image, left, top, width, height, flip, out):  # type: ignore[no-unty
 
 
 @jit
-def jitter(levels, brightness, contrast, saturation, first):  # type: ignore[no-untyped-def]
+def turn_hue(levels, by):  # type: ignore[no-untyped-def]
+    """Colours of (3, h, w) uint8 turned in place, by a share of the circle of HSV (Smith, SIGGRAPH 1978)."""
+    rows, cols = levels.shape[1], levels.shape[2]
+    for y in range(rows):
+        for x in range(cols):
+            r, g, b = _f32(levels[0, y, x]), _f32(levels[1, y, x]), _f32(levels[2, y, x])
+            most, least = max(r, g, b), min(r, g, b)
+            if most == least:
+                continue
+            span = most - least
+            if most == r:
+                hue = (g - b) / span
+            elif most == g:
+                hue = _f32(2) + (b - r) / span
+            else:
+                hue = _f32(4) + (r - g) / span
+            hue = hue / _f32(6) + by
+            hue = (hue - np.floor(hue)) * _f32(6)
+            for c in range(3):  # each colour is a trapezoid over the circle, a third of it on from the one before
+                k = (hue + _f32(5 - 2 * c)) % _f32(6)
+                level = most - span * max(_f32(0), min(min(k, _f32(4) - k), _f32(1)))
+                levels[c, y, x] = min(max(level + _f32(0.5), _f32(0)), _f32(255))
+
+
+@jit
+def jitter(levels, brightness, contrast, saturation, hue, first):  # type: ignore[no-untyped-def]
     """Colours of (3, h, w) uint8 changed in place, by factors of 1 and more or less: as torchvision's ColorJitter.
 
-    first: which of brightness, contrast and saturation (0, 1, 2) comes first; the others follow in turn. Each rounds.
+    hue: turned by so much of the circle, -0.5..0.5. first: which of brightness, contrast, saturation and hue (0 to 3)
+    comes first; the others follow in turn. Each rounds.
     """
     rows, cols = levels.shape[1], levels.shape[2]
-    for turn in range(3):
-        which = (first + turn) % 3
+    for turn in range(4):
+        which = (first + turn) % 4
+        if which == 3:
+            if hue != 0:
+                turn_hue(levels, _f32(hue))
+            continue
         factor = _f32(brightness if which == 0 else contrast if which == 1 else saturation)
         if factor == 1:
             continue

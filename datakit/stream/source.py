@@ -39,7 +39,13 @@ def opened(source: Source, cache: Cache | str | Path | None = None) -> Tars:
         if near[0].suffix == ".arrow":
             return Tars(index.load(near[0]), near[0].parent)
         if (near[0] / INDEX).is_file():
-            return Tars(index.load(near[0] / INDEX), near[0])
+            tars = Tars(index.load(near[0] / INDEX), near[0])
+            if strange := sorted({path.name for path in near[0].glob("*.tar")} - {shard.name for shard in tars.shards}):
+                raise ShardError(
+                    f"{near[0] / strange[0]}: not in the index beside it, as {len(strange)} tars there: move them, or "
+                    f"remove index.arrow and run `datakit index {near[0]}`"
+                )
+            return tars
     return indexed(near)
 
 
