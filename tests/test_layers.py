@@ -45,6 +45,7 @@ DOORS = {
         "stream.conventions",
         "stream.device",
         "stream.loader",
+        "stream.ondevice",
         "stream.replay",
         "pretrain",
         "evaluate",
