@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from worlds import digests
 import datakit
 from datakit import bayer, codec, raw
 from datakit.boxes import loads, slice_coco
-from datakit.cli import parser
+from datakit.cli import main, parser
 from datakit.errors import RecipeError
 from datakit.image import quiet
 from datakit.manifest import Manifest
@@ -305,6 +306,39 @@ def test_shifted_pairs_are_measured_and_left_out_where_asked(world: Path, tmp_pa
     build(tmp_path / "world", tmp_path / "less", {"view": "full", "max_pair_shift_px": 4})
     dropped = pq.read_table(tmp_path / "less/dropped.parquet").to_pylist()
     assert [row["name"] for row in dropped if row["dropped"] == "pair_shift"] == [name]
+
+
+def test_an_archive_gives_the_samples_of_its_folder(world: Path, built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "aodraw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in sorted((world / "aodraw").rglob("*.*")):
+            archive.write(path, path.relative_to(world / "aodraw"))
+    build(tmp_path, tmp_path / "out", {"domain": "both"})
+    mine, its = digests(tmp_path / "out"), digests(built)
+    same = [name for name in its if name.endswith((".tar", ".coco.json"))]
+    assert len(same) == 6
+    assert {name: mine[name] for name in same} == {name: its[name] for name in same}
+
+
+def test_copies_go_as_duplicates_and_held_out_pictures_stay_out(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    images, notes = tmp_path / "world/aodraw/images", tmp_path / "world/aodraw/annotations"
+    coco = json.loads((notes / "train_annotations.json").read_text())
+    for suffix in ("dng", "JPG"):
+        shutil.copy(images / f"00000000.{suffix}", images / f"90000000.{suffix}")
+    first = next(i for i in coco["images"] if i["id"] == 0)
+    coco["images"].append({**first, "id": 900, "file_name": "90000000.dng"})
+    (notes / "train_annotations.json").write_text(json.dumps(coco))
+    held = tmp_path / "held"
+    held.mkdir()
+    shutil.copy(images / "00000001.JPG", held / "one.jpg")
+    signed = tmp_path / "one.heldout"
+    command = ["protect", "sign", str(held), "-o", str(signed), "--name", "one", "--recipe", "aodraw", "--workers", "0"]
+    assert main([*command, "--set", "view=full"]) == 0
+    recipe = Recipe.load("aodraw", {"view": "full", "dedup": {}}, protect=[signed])
+    datakit.build(recipe, data=tmp_path / "world", out=tmp_path / "out", workers=0)
+    dropped = {row["name"]: row["dropped"] for row in pq.read_table(tmp_path / "out/dropped.parquet").to_pylist()}
+    assert sum(dropped.get(f"images/{name}.dng") == "duplicate" for name in ("00000000", "90000000")) == 1
+    assert dropped["images/00000001.dng"] == "protected"
 
 
 def test_a_folder_of_any_raw(world: Path, tmp_path: Path) -> None:
