@@ -1,4 +1,4 @@
-"""The verbs of `datakit` about training: pretrain, export."""
+"""The verb `datakit pretrain`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import cli_raw
-from .errors import RecipeError
-
 Verbs = Any  # argparse names this class with an underscore
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verbs to a parser."""
+    """Add the verb to a parser."""
     run = verbs.add_parser("pretrain", help="train what a recipe describes; under torchrun on several devices")
     run.add_argument("recipe", type=Path, help="YAML file, or the name of a bundled recipe of recipes/pretrain")
     run.add_argument("--data", action="append", metavar="SHARDS", help="instead of the recipe's (repeat it for tars)")
@@ -26,12 +23,6 @@ def add(verbs: Verbs) -> None:
     run.add_argument("--rescale-schedule", action="store_true", help="go on though the budget is another one")
     run.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, cuda, mps (default: what is there)")
     run.set_defaults(run=run_pretrain)
-
-    export = verbs.add_parser("export", help="write what other programs load of a checkpoint, or of a set")
-    export.add_argument("what", nargs="+", metavar="CHECKPOINT", help="or of camera RAW: aodraw-mmdet OUT DIR")
-    export.add_argument("-o", "--out", type=Path, metavar="DIR", help="of a checkpoint")
-    export.add_argument("--form", default="", metavar="NAME", help="for which program (default: the objective's first)")
-    export.set_defaults(run=run_export)
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
@@ -48,19 +39,6 @@ def run_pretrain(args: argparse.Namespace) -> int:
     told = pretrain(recipe, out, **options, say=say)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(told))
-    return 0
-
-
-def run_export(args: argparse.Namespace) -> int:
-    if args.what[0] == cli_raw.EXPORT:
-        return cli_raw.run_export(args.what[1:])
-    if len(args.what) != 1 or args.out is None:
-        raise RecipeError(f"datakit export CHECKPOINT -o DIR, or datakit export {cli_raw.EXPORT} OUT DIR")
-    from .pretrain.trained import Trained
-
-    trained = Trained.load(Path(args.what[0]))
-    trained.export(args.out, args.form)
-    print(json.dumps({"checkpoint": args.what[0], "step": trained.step, "out": str(args.out)}))
     return 0
 
 

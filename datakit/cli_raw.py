@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
-
 Verbs = Any  # argparse names this class with an underscore
-EXPORT = "aodraw-mmdet"  # a kind of the verb `export`
 
 
 def add_evaluate(kinds: Verbs) -> None:
@@ -25,14 +22,18 @@ def add_evaluate(kinds: Verbs) -> None:
     one.set_defaults(run=run_evaluate)
 
 
-def run_export(where: list[str]) -> int:
-    """Write a build as AODRaw's detection code reads it. where: OUT and DIR, the data_root of its configs."""
+def add_export(kinds: Verbs) -> None:
+    """Add the kind `aodraw-mmdet` to the verb `export`."""
+    one = kinds.add_parser("aodraw-mmdet", help="a build of camera RAW as AODRaw's detection code reads it")
+    one.add_argument("out", metavar="OUT", help="folder of the build")
+    one.add_argument("dir", type=Path, metavar="DIR", help="the data_root of its configs")
+    one.set_defaults(run=run_export)
+
+
+def run_export(args: argparse.Namespace) -> int:
     from .export import aodraw_mmdet
 
-    if len(where) != 2:
-        raise RecipeError(f"datakit export {EXPORT} needs OUT, a build of camera RAW, and DIR, the folder to write to")
-    out, folder = where
-    print(json.dumps({"dir": folder, "files": aodraw_mmdet(out, Path(folder))}))
+    print(json.dumps({"dir": str(args.dir), "files": aodraw_mmdet(args.out, args.dir)}))
     return 0
 
 

@@ -191,7 +191,7 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
             made = digest(str(recipe.shards.VERSION), *suffixes, name, which, *made_of)
             sidecar = work / "shards" / f"{made}.parquet"
             rows = chosen.rows.take(mine)
-            jobs.append(ShardJob(name, split, suffixes, rows, changed, reach.of(mine), sidecar, out, work))
+            jobs.append(ShardJob(name, split, suffixes, sidecar, out, work, rows, changed, reach.of(mine)))
     (work / "shards").mkdir(exist_ok=True)
     (work / "pictures").mkdir(exist_ok=True)
     return jobs

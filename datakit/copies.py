@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from . import files, ids, image
 from .disk import ROW_GROUP
 from .files import File
 from .remote import Root
-from .sources.imagenet_s import ABOUT, file_of
-from .stages.shards import SEG, keep_records, write_tar
+from .sources.imagenet_s import ABOUT, file_of, plain
+from .stages.shards import SEG, Tarred, keep_records, write_tar
 
 BAD = b"datakit.bad"  # of a sidecar: what was left out, as JSON [[name, reason, detail], …]
 IGNORE = 1000  # id of a mask
@@ -28,21 +29,15 @@ Bad = list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
-class CopyJob:
-    """One shard to write: rows [begin, end) of a table of the work folder, as `sources.imagenet_s.plan` makes it."""
+class CopyJob(Tarred):
+    """One shard of files: rows [begin, end) of a table of the work folder, as `sources.imagenet_s.plan` makes it."""
 
-    name: str
-    split: str
-    members: tuple[str, ...]
     table: Path
     begin: int
     end: int
     variant: str
     most_id: int  # of masks, but for 1000
     roots: Mapping[str, Root]
-    sidecar: Path
-    out: Root
-    work: Path
 
 
 def write_copies(job: CopyJob) -> dict[str, Any]:
@@ -54,18 +49,18 @@ def write_copies(job: CopyJob) -> dict[str, Any]:
 
     def samples() -> Iterator[tuple[str, list[bytes]]]:
         for n, row in enumerate(rows.to_pylist()):
-            made = sample(job, row)
-            if isinstance(made[1], str):
-                bad.append((row["name"], *made))
+            try:
+                size, payloads = sample(job, row)
+            except Unusable as exc:
+                bad.append((row["name"], *exc.args))
                 continue
-            size, payloads = made
             kept.append(n)
             sizes.append(size)
             yield row["key"], payloads
 
     with image.quiet():
         about, places = write_tar(job, samples())
-    table = rows.select(ABOUT).take(pa.array(kept, pa.int64()))
+    table = plain(rows.select(ABOUT)).take(pa.array(kept, pa.int64()))
     for k, name in enumerate(("width", "height")):
         table = table.append_column(name, pa.array([size[k] for size in sizes], pa.int32()))
     keep_records(job, table, about, places, {BAD: json.dumps(bad)})
@@ -86,29 +81,30 @@ def read_rows(path: Path, begin: int, end: int) -> pa.Table:
     return table.slice(begin - first * ROW_GROUP, end - begin).replace_schema_metadata(None)
 
 
-def sample(job: CopyJob, row: Mapping[str, Any]) -> tuple[tuple[int, int], list[bytes]] | tuple[str, str]:
-    """Size in px and the payload of each member; or why the sample cannot be used, and a detail."""
-    try:
-        data = _read(job.roots["imagenet"], file_of(row))
+class Unusable(Exception):
+    """A sample cannot be used: the reason, and a detail."""
+
+
+def sample(job: CopyJob, row: Mapping[str, Any]) -> tuple[tuple[int, int], list[bytes]]:
+    """Size in px, and what each member holds; Unusable where image or mask cannot be read, or do not fit."""
+    with _named("unreadable", job.roots["imagenet"], file_of(row)) as data:
         size = size_of(data)
-    except (OSError, SyntaxError, ValueError) as exc:
-        return "unreadable", image.reason(exc, job.roots["imagenet"])
     payloads = {"jpg": data, "json": json_of(job.variant, row, size), "cls": str(row["class_id"]).encode()}
     if SEG in job.members:
-        try:
-            payloads[SEG] = _read(job.roots["masks"], file_of(row, "mask_"))
-            check_mask(payloads[SEG], size, job.most_id)
-        except (OSError, SyntaxError, ValueError) as exc:
-            return "mask_unreadable", image.reason(exc, job.roots["masks"])
+        with _named("mask_unreadable", job.roots["masks"], file_of(row, "mask_")) as mask:
+            check_mask(mask, size, job.most_id)
+        payloads[SEG] = mask
     return size, [payloads[member] for member in job.members]
 
 
-def _read(root: Root, file: File) -> bytes:
+@contextmanager
+def _named(reason: str, root: Root, file: File) -> Iterator[bytes]:
+    """The bytes of a file, to be looked at; what is wrong with them becomes Unusable."""
     try:
-        return files.read(root, file)
-    except OSError as exc:
+        yield files.read(root, file)
+    except (OSError, SyntaxError, ValueError) as exc:
         files.check_machine(exc, root, file)
-        raise
+        raise Unusable(reason, image.reason(exc, root)) from exc
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -131,7 +127,7 @@ def check_mask(data: bytes, size: tuple[int, int], most_id: int) -> None:
 
 def json_of(variant: str, row: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     """What goes into a shard about a sample: the same keys in each, one type each, never null."""
-    plain = {
+    said = {
         "variant": variant,
         "split": row["split"],
         "wnid": row["wnid"],
@@ -142,7 +138,7 @@ def json_of(variant: str, row: Mapping[str, Any], size: tuple[int, int]) -> byte
         "width": size[0],
         "height": size[1],
     }
-    return json.dumps(plain, ensure_ascii=True, separators=(",", ":")).encode()
+    return json.dumps(said, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def index_rows(job: CopyJob, wanted: pa.Schema, shard: int, source: str) -> pa.Table:

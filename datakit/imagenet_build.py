@@ -21,16 +21,15 @@ from .copies import CopyJob, bad_of, bytes_of, index_rows, write_copies
 from .disk import close_out
 from .engine import Engine
 from .errors import StageError
-from .imagenet_s import SHOWN, ImageNetS, Sources, find, neighbours
+from .imagenet_s import SHOWN, ImageNetS, Sources, neighbours
 from .leave import BEFORE, TIMINGS, Out, written_shard
 from .manifest import Count, Manifest, SourceLeft
 from .remote import Root
 from .run import Funnel, write_part
 from .sample import digest
-from .sources.imagenet_s import SEMI, WITH_MASKS
+from .sources.imagenet_s import SEMI, WITH_MASKS, plain
 from .stages.shards import SEG, note_of, order, written
 
-__all__ = ["Copying", "find"]
 VERSION = 1  # raise it when other bytes come out for the same input
 SOURCE = "imagenet_s"  # of all samples
 ABOUT = "imagenet_s.json"
@@ -79,38 +78,34 @@ class Copying:
     def jobs(self) -> list[CopyJob]:
         """The shards of each split, in ascending order of mix64(id, seed), with the digest of what it is made of."""
         start = time.monotonic()
-        home = self.work / "list" / SOURCE
-        for folder in (home, self.work / "shards"):
-            folder.mkdir(parents=True, exist_ok=True)
         jobs = []
+        for folder in (self.work / "list" / SOURCE, self.work / "shards"):
+            folder.mkdir(parents=True, exist_ok=True)
         with disk.aside(self.work) as aside:
-            for split, table in self.sources.plan.tables.items():
-                if not table.num_rows:
-                    continue
-                table = table.take(pa.array(order(table.column("id").to_numpy(), self.recipe.seed))).combine_chunks()
-                path = home / f"{split}-{content(table)}.parquet"
-                if not path.exists():
-                    all_of_them = Counter({SOURCE: table.num_rows})
-                    write_part(table, path, aside, Funnel(all_of_them, all_of_them, all_of_them))
-                cuts = self.recipe.shards.cuts(int(bytes_of(table).sum()), table.num_rows)
-                jobs += [
-                    self.job(split, n, path, table.slice(low, high - low), low)
-                    for n, (low, high) in enumerate(pairwise(cuts))
-                ]
+            for split in self.sources.found:
+                table = in_order(self.sources.plan.tables.pop(split), self.recipe.seed)
+                jobs += self.of_split(split, table, aside) if table.num_rows else []
         self.seconds["list"] = time.monotonic() - start
         return jobs
 
-    def job(self, split: str, number: int, path: Path, rows: pa.Table, begin: int) -> CopyJob:
-        recipe = self.recipe
+    def of_split(self, split: str, table: pa.Table, aside: Path) -> list[CopyJob]:
+        """The shards of a split, whose samples a table has in their order; it is kept for those who write them."""
+        recipe, places = self.recipe, list(pairwise(self.recipe.shards.cuts(int(bytes_of(table).sum()), len(table))))
+        contents = [content(table.slice(low, high - low)) for low, high in places]
+        path = self.work / "list" / SOURCE / f"{split}-{digest(*contents)}.parquet"
+        if not path.exists():
+            all_of_them = Counter({SOURCE: table.num_rows})
+            write_part(table, path, aside, Funnel(all_of_them, all_of_them, all_of_them))
         members = ("jpg", *([SEG] if split in WITH_MASKS else []), "json", "cls")
-        name = f"{recipe.name}-{split}-{number:06d}.tar"
         most_id = int(recipe.variant) if recipe.variant != "1k" else 0
-        made = digest(SOURCE, str(VERSION), *members, recipe.variant, str(most_id), name, content(rows))
-        sidecar = self.work / "shards" / f"{made}.parquet"
-        end, roots = begin + rows.num_rows, self.sources.roots
-        return CopyJob(
-            name, split, members, path, begin, end, recipe.variant, most_id, roots, sidecar, self.out, self.work
-        )
+        jobs = []
+        for n, ((low, high), has) in enumerate(zip(places, contents, strict=True)):
+            name = f"{recipe.name}-{split}-{n:06d}.tar"
+            made = digest(SOURCE, str(VERSION), *members, recipe.variant, str(most_id), name, has)
+            sidecar = self.work / "shards" / f"{made}.parquet"
+            at, roots = (name, split, members, sidecar, self.out, self.work), self.sources.roots
+            jobs.append(CopyJob(*at, path, low, high, recipe.variant, most_id, roots))
+        return jobs
 
     def write(self, jobs: list[CopyJob], of: int) -> None:
         start = said = time.monotonic()
@@ -149,12 +144,12 @@ class Copying:
         out.put("samples.parquet", lambda path: self.write_samples(jobs, path))
         out.put("dropped.parquet", lambda path: leave.write_table(dropped, path))
         out.put_text(ABOUT, json.dumps(self.about(), indent=1) + "\n")
-        plain = portable(recipe)
+        said_so = portable(recipe)
         manifest = Manifest(
             name=recipe.name,
             title=recipe.title,
-            recipe=plain,
-            recipe_digest=digest(json.dumps(plain, sort_keys=True)),
+            recipe=said_so,
+            recipe_digest=digest(json.dumps(said_so, sort_keys=True)),
             versions={"datakit": __version__, "pyarrow": pa.__version__},
             sources=(self.left(rows),),
             missing=tuple(split for split, n in self.sources.expected.items() if self.sources.found.get(split, 0) < n),
@@ -224,10 +219,15 @@ class Copying:
         """Images that were found and used (train-semi, which is of train, apart), and samples that were written."""
         found = {f"{SOURCE}/{split}": n for split, n in self.sources.found.items()}
         used = sum(n for split, n in self.sources.found.items() if split != SEMI)
-        rest = {"of_no_split": self.sources.came - used} if self.sources.came > used else {}
+        rest = {"of_no_split": self.sources.plan.came - used} if self.sources.plan.came > used else {}
         counts = [
             Count(
-                stage="list", source=SOURCE, came=self.sources.came, left=used, made=sum(found.values()), dropped=rest
+                stage="list",
+                source=SOURCE,
+                came=self.sources.plan.came,
+                left=used,
+                made=sum(found.values()),
+                dropped=rest,
             )
         ]
         for source, came in sorted(found.items()):
@@ -246,10 +246,17 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+def in_order(table: pa.Table, seed: int) -> pa.Table:
+    """Rows in ascending order of mix64(id, seed), column by column: a million are not held twice."""
+    rows, columns, names = pa.array(order(table.column("id").to_numpy(), seed)), table.columns, table.column_names
+    del table
+    return pa.table([columns.pop(0).take(rows) for _ in names], names)
+
+
 def content(table: pa.Table) -> str:
-    """16 hex digits of the rows of a table."""
+    """16 hex digits of the rows of a table, however its texts are held."""
     state = xxhash.xxh3_64()
-    for batch in table.combine_chunks().to_batches():
+    for batch in plain(table).combine_chunks().to_batches():
         state.update(batch.serialize())
     return state.hexdigest()
 

@@ -71,7 +71,7 @@ def reading(manifest: Manifest) -> Iterator[str]:
 def front(manifest: Manifest, recipe: ImageNetS) -> str:
     """YAML front matter: licence, size, files. Hugging Face's names of splits have no hyphens."""
     splits = list(dict.fromkeys(shard.split for shard in manifest.shards))
-    files = [{"split": s.replace("-", "_"), "path": f"{manifest.name}-{s}-*.tar"} for s in splits]
+    files = [{"split": s.replace("-", "_"), "path": f"{manifest.name}-{s}-[0-9]*.tar"} for s in splits]
     struct = [{"name": name, **kind} for name, (kind, _) in FIELDS.items()]
     kinds: dict[str, dict[str, Any]] = {
         "jpg": {"dtype": "image"},

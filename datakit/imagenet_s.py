@@ -15,13 +15,14 @@ from .files import File
 from .manifest import Collection, ListFile
 from .remote import Remote, Root, root_of
 from .sample import Spec
-from .sources.imagenet import images, val_wnids
+from .sources.imagenet import WNID, images, val_wnids
 from .sources.imagenet_s import Lists, Plan, Variant, list_names, masks, plan, plan_1k, read_lists, shared
 from .stages.shards import Shards
 from .tables import aligned
 
 OTHERS = ("50", "300", "919")
 PUBLISHED = "published.json"  # beside the lists of a look-alike: its own counts
+LISTS_DEPTH = 3  # folders below the data folder, in which the lists are looked for
 SHOWN = 10  # names of what is missing that a message has
 
 
@@ -67,15 +68,14 @@ class Sources:
     roots: dict[str, Root]
     plan: Plan
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # lists: lines, sha256, whether they are official
-    came: int = 0  # images of ImageNet-1k that were found
     expected: dict[str, int] = field(default_factory=dict)  # published count of each split
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     leaks: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # by other variant
+    found: dict[str, int] = field(init=False)  # samples of each split
 
-    @property
-    def found(self) -> dict[str, int]:
-        return {split: table.num_rows for split, table in self.plan.tables.items()}
+    def __post_init__(self) -> None:
+        self.found = {split: table.num_rows for split, table in self.plan.tables.items()}
 
     def check(self, allow_missing: bool) -> None:
         """SourceError, with the names, if something is missing and that is not allowed."""
@@ -88,15 +88,15 @@ class Sources:
 
 def find(recipe: ImageNetS, data: Root, *not_in: Root) -> Sources:
     """All that a recipe needs, found and compared with what is published. not_in: folders of our own."""
+    data = data.absolute()  # workers may be in other folders
     root = root_of(recipe.imagenet, data) if recipe.imagenet else _imagenet_in(data)
     if not root.exists():
         raise SourceError(f"{root}: no such folder. Give the copy of ImageNet-1k with --set imagenet=DIR")
     ours = {folder.resolve() for folder in not_in}
     found = images(root, lambda path: path.resolve() in ours)
-    table = found.table()
     if recipe.variant == "1k":
         wnids = val_wnids(root, found.devkit) if found.devkit else {}
-        sources = Sources(recipe.variant, {"imagenet": root}, plan_1k(table, wnids), came=table.num_rows)
+        sources = Sources(recipe.variant, {"imagenet": root}, plan_1k(found.table(), wnids))
         sources.notes += _unlabelled(sources.plan)
         lists_at = _lists_in(recipe, data)
     else:
@@ -110,8 +110,7 @@ def find(recipe: ImageNetS, data: Root, *not_in: Root) -> Sources:
         at = root_of(recipe.annotations, data)
         known = _masks(at, recipe.variant)
         roots = {"imagenet": root, "masks": at.parent if at.is_file() else at}
-        sources = Sources(recipe.variant, roots, plan(table, lists, known, recipe.variant), lists.files)
-        sources.came = table.num_rows
+        sources = Sources(recipe.variant, roots, plan(found.table(), lists, known, recipe.variant), lists.files)
         _leaks(sources, lists, lists_at)
     _compare(sources, recipe, lists_at)
     return sources
@@ -122,12 +121,18 @@ def _imagenet_in(data: Root) -> Root:
 
 
 def _lists_in(recipe: ImageNetS, data: Root) -> Root | None:
-    """The toolbox's folder `data`; looked for in the folder that is named, in those in it, and in their `data`."""
-    at, name = root_of(recipe.lists, data), next(iter(list_names("50").values())).partition("/")[0]
-    near = [at]
-    if isinstance(at, Path) and at.is_dir():
-        near += sorted(path for path in at.iterdir() if path.is_dir())
-    return next((one for place in near for one in (place, place / "data") if (one / name).is_dir()), None)
+    """The folder of the lists: the one that is named, or one up to three levels below it; folders of images aside."""
+    waiting, name = [(root_of(recipe.lists, data), 0)], next(iter(list_names("50").values())).partition("/")[0]
+    while waiting:
+        at, depth = waiting.pop(0)
+        if (at / name).is_dir():
+            return at
+        if isinstance(at, Path) and at.is_dir() and depth < LISTS_DEPTH:
+            below = sorted(path for path in at.iterdir() if not WNID.fullmatch(path.name) and path.is_dir())
+            waiting += [(path, depth + 1) for path in below]
+        elif isinstance(at, Remote) and not depth:
+            waiting.append((at / "data", LISTS_DEPTH))
+    return None
 
 
 def _masks(at: Root, variant: str) -> dict[tuple[str, str, str], File]:
@@ -165,7 +170,7 @@ def _compare(sources: Sources, recipe: ImageNetS, lists_at: Root | None) -> None
     expected = dict(versions.get(sources.variant, {}))
     classes = expected.pop("classes", None)
     if classes is not None and sources.variant == "1k":
-        there = len({*sources.plan.tables["train"].column("imagenet_wnid").to_pylist()})
+        there = len(sources.plan.tables["train"].column("imagenet_wnid").unique())
         if there != classes:
             sources.problems.append(f"train: {there:,} classes, {classes:,} published: class ids would not be theirs")
     sources.expected = expected

@@ -15,8 +15,8 @@ from .engine import Engine
 from .errors import SourceError, StageError
 from .folders import STEPS, places
 from .hand import Limits
-from .imagenet_build import Copying, find
-from .imagenet_s import ImageNetS
+from .imagenet_build import Copying
+from .imagenet_s import ImageNetS, find
 from .leave import BEFORE
 from .manifest import Manifest
 from .pictures import draw, picture_jobs
@@ -331,7 +331,8 @@ def build(
     out, work = places(out, work)
     engine = {"scheduler": scheduler, "memory_bytes": memory_bytes, "limits": Limits(cpu_s=timeout_s), "say": say}
     if isinstance(recipe, ImageNetS):
-        sources = find(recipe, root_of(data), out, work)
+        with run.explained():
+            sources = find(recipe, root_of(data), out, work)
         with running(Places(recipe.name, out, work, sources.roots), False, workers, **engine) as started:
             return Copying(recipe, sources, out, work, started, say, allow_missing).run()
     with run.explained():

@@ -175,7 +175,7 @@ class View(Spec):
             planes *= (gains[[0, 1, 2, 1]] if len(planes) == 4 else gains)[:, None, None]
         if (self.matrix == "camera" or self.planes == "srgb") and any(camera.matrix):
             matrix = np.reshape(np.array(camera.matrix, np.float32), (3, 3))
-            planes = np.einsum("ij,jhw->ihw", matrix, planes)
+            planes = sum(matrix[:, n, None, None] * planes[n] for n in range(3))  # in the order of `pretrain.develop`
         if self.gamma != 1:
             planes = np.sign(planes) * np.abs(planes) ** np.float32(1 / self.gamma)
         if self.clip is not None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import datakit
+from datakit import ids as mask_ids
 from datakit.cli import main, parser
 from datakit.collections_page import page
 from datakit.errors import RecipeError
+from datakit.evaluate.imagenet_s import write_prediction
 from datakit.manifest import Collection, Manifest
 from datakit.pretrain.masking import MaskedAutoencoder, SelectiveMaskedAutoencoder
 from datakit.pretrain.objective import Augment, MeanAndStd
@@ -161,6 +166,36 @@ def test_the_page_on_loading_runs(shards: Path, tmp_path: Path, monkeypatch: pyt
     assert len(found) == 3
     for text in found:
         exec(compile(text.replace("256", "4").replace("mae()", "mae(32)"), "loading.md", "exec"), {})
+
+
+def test_the_page_on_imagenet_s_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands in their order, on the look-alike, then its Python. Predictions are the published masks."""
+    text = (DOCS / "imagenet_s.md").read_text(encoding="utf-8")
+    recipes = DOCS.parent / "recipes"
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    commands = [line for kind, block in found if kind == "sh" for line in block.splitlines()]
+    assert len(commands) == 9
+    for line in commands:
+        argv = shlex.split(line.replace("recipes/", f"{recipes}/"))[1:]
+        if argv[:2] == ["evaluate", "imagenet-s"] and not Path("predictions").exists():
+            (archive,) = Path("look/annotations").glob("ImageNetS50-*.zip")
+            zipfile.ZipFile(archive).extractall("unpacked")
+            masks = Path("unpacked/ImageNetS50/validation-segmentation")
+            for path in masks.rglob("*.png"):
+                ids = mask_ids.decode(path.read_bytes())
+                write_prediction(np.where(ids == 1000, 0, ids), Path("predictions") / path.relative_to(masks))
+            shutil.copytree("look/truth/ImageNetS50/test-segmentation", "test_predictions")
+        if argv[0] == "add-column":
+            for path in Path("look/imagenet/train/n01443537").iterdir():
+                write_prediction(np.ones((4, 4), int), Path("pseudo_labels") / f"{path.stem}.png")
+        assert main([*argv, *["--workers", "0"] * (argv[0] == "build")]) == 0, line
+    first, second = (block for kind, block in found if kind == "python")
+    names: dict[str, Any] = {}
+    exec(compile(first.replace("mae()", "mae(32)").replace(", 32,", ", 4,"), "imagenet_s.md", "exec"), names)
+    assert next(batch["mask"].dtype for batch in names["loader"]) is torch.int64
+    masks = {"pred": np.ones((4, 5), int), "gt": np.ones((4, 5), int), "ids": np.ones((4, 5), int)}
+    exec(compile(second, "imagenet_s.md", "exec"), {**masks, "preds": [{1}], "gts": [{2}]})
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/pretraining.md"])

@@ -10,26 +10,37 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from servers import moto
 from worlds import digests, work_done
 
 import datakit
 from datakit import ids, kinds
 from datakit.cli import main
+from datakit.copies import read_rows
 from datakit.errors import RecipeError, SourceError, StageError
+from datakit.folders import gc
 from datakit.imagenet_s import ImageNetS
 from datakit.manifest import Manifest
+from datakit.run import Funnel, write_part
 from datakit.sources import imagenet, synth
 from datakit.sources.imagenet_s import MERGED, read_lists, shared
+from datakit.sources.synth_imagenet import tar_of
+from datakit.status import status
 from datakit.stream import Loader, Overlay, View, Views
 
 RECIPE = "recipes/imagenet_s.yaml"
@@ -108,6 +119,27 @@ def test_every_layout_gives_the_same_files(
         mine, theirs = ({n: d for n, d in some.items() if "-train-" in n} for some in (mine, theirs))
     assert mine == theirs
     assert not list((tmp_path / "out.work").rglob("*.JPEG"))
+
+
+def test_what_lies_in_a_store_gives_the_same_files(
+    look: Path, built: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "k"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    with moto() as port:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://127.0.0.1:{port}"})
+        store = fsspec.filesystem("s3")
+        store.mkdir("look")
+        for name in ("ImageNet-S", "annotations", "imagenet"):
+            store.put(str(look / name), f"look/data/{name}", recursive=True)
+        far = recipe("50", lists="ImageNet-S", **{"shards.max_samples": 9})
+        datakit.build(far, data="s3://look/data", out="s3://look/out", work=tmp_path / "work", workers=0)
+        store.get("s3://look/out", str(tmp_path / "out"), recursive=True)
+    assert digests(tmp_path / "out") == digests(built["50"])
 
 
 def test_the_same_bytes_from_several_workers(look: Path, built: dict[str, Path], tmp_path: Path) -> None:
@@ -218,6 +250,7 @@ def test_val_without_classes_is_unlabelled_and_said_so(look: Path, tmp_path: Pat
     datakit.build(recipe("1k"), data=tmp_path / "data", out=tmp_path / "out", workers=0, say=said.append)
     val = samples(tmp_path / "out", "val").values()
     assert {(one["cls"], one["json"]["wnid"], one["json"]["class_id"]) for one in val} == {(b"-1", "", -1)}
+    assert all(one["json"]["name"].startswith("ILSVRC2012_val_") for one in val)
     assert [line for line in said if "class of 50 images is not known" in line and "devkit" in line]
     assert "class of 50 images is not known" in (tmp_path / "out" / "README.md").read_text()
 
@@ -239,6 +272,21 @@ def test_a_loader_gives_ids_through_the_geometry_of_the_image(look: Path, built:
                 seen += 1
                 assert shown[inside].mean() > shown[mask.numpy() == 0].mean() + 20
     assert seen > 10
+
+
+def test_hugging_face_datasets_takes_the_folder_with_its_card(built: dict[str, Path], tmp_path: Path) -> None:
+    code = (
+        "import datasets, json, sys\n"
+        "sets = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])\n"
+        "print(json.dumps({s: [one['json']['split'] + one['json']['same_as'][:1] for one in sets[s]] for s in sets}))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(built["50"]), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    splits = json.loads(done.stdout.splitlines()[-1])
+    wanted = {"train": ("train", 18), "train_semi": ("train-semin", 6), "validation": ("validation", 8)}
+    assert splits == {split: [text] * n for split, (text, n) in {**wanted, "test": ("test", 13)}.items()}
 
 
 def test_what_is_missing_is_named_and_stops_the_build(look: Path, tmp_path: Path) -> None:
@@ -354,6 +402,16 @@ def test_a_tar_that_is_cut_short_is_told(look: Path, tmp_path: Path, cut: int) -
         imagenet.images(tmp_path)
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 9_999), st.integers(1, 10_000))
+def test_rows_of_a_shard_are_read_wherever_they_begin(begin: int, count: int) -> None:
+    end = min(begin + count, 10_000)
+    with tempfile.TemporaryDirectory() as name:
+        table = pa.table({"n": pa.chunked_array([np.arange(7_001), np.arange(7_001, 10_000)])})
+        write_part(table, Path(name) / "a.parquet", Path(name), Funnel())
+        assert read_rows(Path(name) / "a.parquet", begin, end).column("n").to_pylist() == list(range(begin, end))
+
+
 def test_variants_side_by_side_are_warned_of_and_recorded(look: Path, tmp_path: Path) -> None:
     said: list[str] = []
     for variant in ("50", "919"):
@@ -393,6 +451,22 @@ def test_check_tells_what_a_build_would_do(look: Path, tmp_path: Path, capsys: p
     assert "no image of ImageNet-1k there" in capsys.readouterr().err
 
 
+def test_a_work_folder_tells_of_the_build_and_gc_leaves_what_it_uses(look: Path, tmp_path: Path) -> None:
+    datakit.build(recipe("50"), data=look, out=tmp_path / "out", workers=0)
+    (build,) = status(tmp_path / "out.work")
+    assert (build["recipe"], build["state"], build["steps"]) == (
+        "imagenet_s_50",
+        "complete",
+        {"list": [4, 4], "shards": [4, 4]},
+    )
+    datakit.build(recipe("50", seed=1), data=look, out=tmp_path / "out", workers=0)
+    assert gc(tmp_path / "out.work")["files"] == 8
+    datakit.build(recipe("50", seed=1), data=look, out=tmp_path / "out", workers=0)
+    assert "shards_written" not in work_done(tmp_path / "out")
+    with pytest.raises(StageError, match="holds another set, imagenet_s_50"):
+        datakit.build(recipe("300"), data=look, out=tmp_path / "out", workers=0)
+
+
 def test_the_look_alike_is_the_same_every_time(look: Path, tmp_path: Path) -> None:
     assert main(["synth", "imagenet_s", str(tmp_path / "again")]) == 0
     assert digests(tmp_path / "again") == digests(look)
@@ -424,3 +498,27 @@ def test_images_that_leak_between_the_official_variants() -> None:
     lists = {variant: read_lists(OFFICIAL, variant) for variant in VARIANTS[:3]}
     for variant, count in (("50", 4), ("300", 19)):
         assert len(shared(lists[variant], lists["919"])["test_in_its_validation"]) == count
+
+
+@needs_lists
+def test_the_official_lists_make_the_published_splits(tmp_path: Path) -> None:
+    """Of 50, with one picture for all images: only the training images that no list names are missing."""
+    picture, lists = io.BytesIO(), read_lists(OFFICIAL, "50")
+    Image.new("RGB", (8, 6)).save(picture, "JPEG")
+    stems = sorted({one.stem for some in lists.splits.values() for one in some})
+    (tmp_path / "clone").symlink_to(OFFICIAL)
+    (tmp_path / "ILSVRC2012_img_any.tar").write_bytes(tar_of({f"{stem}.JPEG": picture.getvalue() for stem in stems}))
+    with zipfile.ZipFile(tmp_path / "ImageNetS50-downloaded.zip", "w") as archive:
+        for split in ("validation", "train-semi"):
+            for one in lists.splits[split]:
+                mask = ids.encode(np.full((6, 8), 1 + lists.wnids.index(one.wnid)))
+                archive.writestr(f"ImageNetS50/{split}-segmentation/{one.wnid}/{one.stem}.png", mask)
+    with pytest.raises(SourceError) as raised:
+        datakit.build(recipe("50"), data=tmp_path, out=tmp_path / "out", workers=0)
+    assert str(raised.value).splitlines()[1:-1] == ["  train: 500 samples, 64,431 published"]
+    manifest = datakit.build(recipe("50"), data=tmp_path, out=tmp_path / "out", workers=0, allow_missing=True)
+    counts = {shard.split: shard.samples for shard in manifest.shards}
+    assert counts == {"train": 500, "train-semi": 500, "validation": 752, "test": 1682}
+    about = json.loads((tmp_path / "out" / "imagenet_s.json").read_text())
+    assert all(said["as_published"] for said in about["lists"].values())
+    assert len(about["shared_with"]["919"]["test_in_its_validation"]) == 4

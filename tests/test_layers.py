@@ -34,7 +34,7 @@ LAYERS = [
     "pretrain",
     "evaluate add_column export",
     "cli_raw",
-    "cli_stream cli_evaluate cli_pretrain",
+    "cli_stream cli_evaluate cli_pretrain cli_export",
     "cli",
 ]
 LEVEL = {name: n for n, names in enumerate(LAYERS) for name in names.split()}
@@ -51,7 +51,15 @@ DOORS = {
         "semantic",
     },
     "distributed": {"engine"},
-    "timm": {"pretrain.exchange", "pretrain.mae", "pretrain.masked", "pretrain.selectivemae", "evaluate.encoder"},
+    "timm": {
+        "pretrain.backbone",
+        "pretrain.exchange",
+        "pretrain.formats",
+        "pretrain.mae",
+        "pretrain.masked",
+        "pretrain.selectivemae",
+        "evaluate.encoder",
+    },
     "dask": {"engine"},
     "rawpy": {"raw"},
     "rasterio": {"image", "pixels", "masks", "place", "sources.geotiff", "sources.synth_world", "sources.synth_plant"},

@@ -220,7 +220,7 @@ def test_the_command_reads_folders_and_shards_alike(
 
 
 def test_what_was_exported_has_the_same_features(trained: Path, tmp_path: Path) -> None:
-    assert main(["export", str(trained), "-o", str(tmp_path / "timm")]) == 0
+    assert main(["export", "encoder", str(trained), str(tmp_path / "timm")]) == 0
     ours, theirs = encoder_of(trained), encoder_of(tmp_path / "timm")
     assert (ours.size_px, ours.interpolation) == (theirs.size_px, theirs.interpolation)
     assert [tuple(of) for of in ours.numbers] == [tuple(of) for of in theirs.numbers]

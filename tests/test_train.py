@@ -390,12 +390,12 @@ def test_the_command_trains_and_exports(shards: Path, tmp_path: Path, capsys: py
     assert main([*command, "--set", "budget.epochs=1", "--accelerator", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 24
     newest = checkpoint.there(tmp_path / "run" / "checkpoints")[-1]
-    assert main(["export", str(newest), "-o", str(tmp_path / "out")]) == 0
+    assert main(["export", "encoder", str(newest), str(tmp_path / "out")]) == 0
     models = [timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True) for name in ("out", "run/export")]
     first, second = (model.state_dict() for model in models)
     assert same(dict(first), dict(second))
     assert torch.equal(first["patch_embed.proj.weight"], checkpoint.load(newest)["model"]["patch_embed.proj.weight"])
-    assert main(["export", str(newest), "-o", str(tmp_path / "x"), "--form", "jax"]) == 1
-    assert "form jax: selectivemae is exported as timm" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "x")]) == 1
+    assert main(["export", "encoder", str(newest), str(tmp_path / "x"), "--format", "jax"]) == 1
+    assert "format jax: selectivemae is exported as timm" in capsys.readouterr().err
+    assert main(["export", "encoder", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 1
     assert "no checkpoint" in capsys.readouterr().err

@@ -38,16 +38,16 @@ def _boundary(ids, reach):  # type: ignore[no-untyped-def]
     span = 2 * reach + 1
     rows = np.zeros(width, np.int32)  # up to here, of windows of one id across
     for y in range(height):
-        run = 0
+        row, above, run = ids[y], ids[max(y - 1, 0)], 0
         for x in range(width):
-            run = run + 1 if x > 0 and ids[y, x] == ids[y, x - 1] else 1
-            if x < 2 * reach:
-                continue
+            run = run + 1 if x > 0 and row[x] == row[x - 1] else 1
             middle = x - reach
+            if middle < reach:
+                continue
             if run < span:
                 rows[middle] = 0
             else:
-                rows[middle] = rows[middle] + 1 if y > 0 and ids[y, middle] == ids[y - 1, middle] else 1
+                rows[middle] = rows[middle] + 1 if row[middle] == above[middle] else 1
                 if rows[middle] >= span:
                     edge[y - reach, middle] = 0
     return edge
@@ -57,15 +57,16 @@ def _boundary(ids, reach):  # type: ignore[no-untyped-def]
 def _joint(pred, gt, pred_edge, gt_edge):  # type: ignore[no-untyped-def]
     """Ids that are there, and how many valid pixels have each pair of them, by (not on, on the boundary) of both.
 
-    -> gt ids (G,), predicted ids (P,), counts (G, P, 2, 2) int64
+    Neighbours are mostly alike, so they are counted by runs. -> gt ids (G,), predicted (P,), counts (G, P, 2, 2) int64
     """
     height, width = gt.shape
     of_gt, of_pred = np.full(LEVELS, -1, np.int32), np.full(LEVELS, -1, np.int32)
     for y in range(height):
+        last_gt, last_pred = np.int64(-1), np.int64(-1)
         for x in range(width):
-            if gt[y, x] != IGNORE:
-                of_gt[gt[y, x]] = 0
-                of_pred[pred[y, x]] = 0
+            if gt[y, x] != IGNORE and (gt[y, x] != last_gt or pred[y, x] != last_pred):
+                last_gt, last_pred = np.int64(gt[y, x]), np.int64(pred[y, x])
+                of_gt[last_gt], of_pred[last_pred] = 0, 0
     gt_ids, pred_ids = np.flatnonzero(of_gt == 0), np.flatnonzero(of_pred == 0)
     for n in range(len(gt_ids)):
         of_gt[gt_ids[n]] = n
@@ -73,10 +74,47 @@ def _joint(pred, gt, pred_edge, gt_edge):  # type: ignore[no-untyped-def]
         of_pred[pred_ids[n]] = n
     counts = np.zeros((len(gt_ids), len(pred_ids), 2, 2), np.int64)
     for y in range(height):
-        for x in range(width):
-            if gt[y, x] != IGNORE:
-                counts[of_gt[gt[y, x]], of_pred[pred[y, x]], gt_edge[y, x], pred_edge[y, x]] += 1
+        begin = 0
+        for x in range(1, width + 1):
+            if (
+                x < width
+                and gt[y, x] == gt[y, begin]
+                and pred[y, x] == pred[y, begin]
+                and gt_edge[y, x] == gt_edge[y, begin]
+                and pred_edge[y, x] == pred_edge[y, begin]
+            ):
+                continue
+            if gt[y, begin] != IGNORE:
+                g, p = of_gt[gt[y, begin]], of_pred[pred[y, begin]]
+                counts[g, p, gt_edge[y, begin], pred_edge[y, begin]] += x - begin
+            begin = x
     return gt_ids, pred_ids, counts
+
+
+@jit
+def _add_up(totals, gt_ids, pred_ids, joint, sizes):  # type: ignore[no-untyped-def]
+    """Add the pixels of an image to the totals, (2, 5, 3, C + 1): of all, and of each size that it has objects of.
+
+    joint: as `_joint` gives it; sizes: 1..4 of each gt id, 0 of other, which is looked at beside objects of every size.
+    """
+    there = np.zeros(totals.shape[1], np.bool_)
+    there[0] = True
+    for size in sizes:
+        there[size] = True
+    for g in range(len(gt_ids)):
+        for group in range(totals.shape[1]):
+            if not there[group] or (group > 0 and gt_ids[g] != 0 and sizes[g] != group):
+                continue
+            for p in range(len(pred_ids)):
+                is_class, same = pred_ids[p] < totals.shape[3], gt_ids[g] == pred_ids[p]
+                on_gt, on_pred = joint[g, p, 1].sum(), joint[g, p, :, 1].sum()
+                of = joint[g, p].sum(), on_gt, joint[g, p].sum(), on_pred, joint[g, p].sum(), joint[g, p, 1, 1]
+                for kind in range(2):
+                    totals[kind, group, GT, gt_ids[g]] += of[kind]
+                    if is_class:
+                        totals[kind, group, PRED, pred_ids[p]] += of[2 + kind]
+                    if same:
+                        totals[kind, group, BOTH, gt_ids[g]] += of[4 + kind]
 
 
 def boundary_reach_px(height: int, width: int) -> int:
@@ -110,22 +148,8 @@ class Metrics:
         check_ids(pred_ids, self.num_classes, "the prediction")
         self.images += 1
         area = joint.sum((2, 3))
-        sizes = size_classes(gt_ids, area.sum(1))
-        for group in (0, *np.unique(sizes[sizes > 0]).tolist()):
-            rows = (gt_ids == 0) | (sizes == group) if group else np.ones(len(gt_ids), bool)
-            some, ids = joint[rows], (gt_ids[rows], pred_ids)
-            self._add((0, group), ids, area[rows], area[rows], area[rows])
-            self._add((1, group), ids, some[:, :, 1].sum(2), some[:, :, :, 1].sum(2), some[:, :, 1, 1])
+        _add_up(self.counts, gt_ids, pred_ids, joint, size_classes(gt_ids, area.sum(1)))
         self._image(gt_ids, pred_ids, area)
-
-    def _add(self, to: tuple[int, int], ids: tuple[Any, Any], of_gt: Any, of_pred: Any, of_both: Any) -> None:
-        """Add pixels of one image by pair of ids, (G, P) each: those counted for the one, the other, and for both."""
-        gt_ids, pred_ids = ids
-        known = pred_ids <= self.num_classes
-        shared, row, column = np.intersect1d(gt_ids, pred_ids, assume_unique=True, return_indices=True)
-        self.counts[*to, GT, gt_ids] += of_gt.sum(1)
-        self.counts[*to, PRED, pred_ids[known]] += of_pred.sum(0)[known]
-        self.counts[*to, BOTH, shared] += of_both[row, column]
 
     def _image(self, gt_ids: NDArray[np.int64], pred_ids: NDArray[np.int64], area: NDArray[np.int64]) -> None:
         """Add what is counted by image: whether its largest predicted class is there, and how well things stand out."""

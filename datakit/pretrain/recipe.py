@@ -14,8 +14,9 @@ from ..sample import Spec
 from ..stream import Mix
 from ..validate import wrong_fields
 from .masking import MaskedAutoencoder, SelectiveMaskedAutoencoder
+from .raw_distill import RawDistillation
 
-Kinds = Annotated[MaskedAutoencoder | SelectiveMaskedAutoencoder, Field(discriminator="kind")]
+Kinds = Annotated[MaskedAutoencoder | SelectiveMaskedAutoencoder | RawDistillation, Field(discriminator="kind")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -42,5 +42,5 @@ class Trained:
         """Write what other programs load. RecipeError where the objective has no such form."""
         forms = self.recipe.objective.forms
         if form and form not in forms:
-            raise RecipeError(f"form {form}: {self.recipe.objective.kind} is exported as {', '.join(forms)}")
+            raise RecipeError(f"format {form}: {self.recipe.objective.kind} is exported as {', '.join(forms)}")
         self.recipe.objective.export(self.module, path, self.numbers, form or forms[0])

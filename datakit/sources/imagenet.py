@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,25 +21,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..errors import SourceError
 from ..files import ZIP, BadFile, File, Parts, part_paths, read, utf8
 from ..ranges import opened
 from ..remote import Remote, Root
+from ..sample import key_id
 from . import folder
 from .archive import members
 
 IMAGE = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})\.(?i:jpe?g)")
 WNID = re.compile(r"n\d{8}")
 DEVKIT = re.compile(r"ILSVRC2012_devkit_t12\.tar\.gz")
+FEW = pa.dictionary(pa.int32(), pa.string())  # texts of which there are few, often
 IMAGES = pa.schema(
-    [("stem", pa.string()), ("folder", pa.string())]  # as the file is named, and the folder or tar that it lies in
-    + [(name, pa.string()) for name in ("path", "stamp", "packing")]
+    [("stem", pa.string()), ("folder", FEW)]  # as the file is named, and the folder or tar that it lies in
+    + [("path", pa.string()), ("stamp", FEW), ("packing", FEW)]
     + [(name, pa.int64()) for name in ("file_bytes", "offset", "packed_bytes", "crc")]
 )
 BLOCK = 512  # bytes of a tar header, and what a payload is padded to
-BATCH = 1 << 16
-FEW = ("folder", "stamp", "packing")  # texts of which there are few
+BATCH = 1 << 14  # rows that are held as Python objects
+SPACES = b" " * 8  # what stands for the checksum of a header while it is summed up
+ADLER = 65521
 
 
 @dataclass
@@ -50,8 +55,11 @@ class Found:
     devkit: str = ""
 
     def add(self, stem: str, parent: str, file: File) -> None:
-        where = (file.path, file.stamp, file.packing, file.file_bytes, file.offset, file.packed_bytes, file.crc)
-        self.rows.append((stem, parent, *where))
+        self.put((stem, parent, *(getattr(file, name) for name in IMAGES.names[2:])))
+
+    def put(self, row: tuple[Any, ...]) -> None:
+        """An image, as IMAGES has it."""
+        self.rows.append(row)
         if len(self.rows) >= BATCH:
             self.flush()
 
@@ -62,23 +70,31 @@ class Found:
         self.rows = []
 
     def table(self) -> pa.Table:
-        """IMAGES, in order of the names, each image once. SourceError where two files of one name differ in size."""
+        """IMAGES, each image once, and `id`, the key's. SourceError where two files of one name differ in size."""
         self.flush()
-        table = pa.concat_tables(self.batches).combine_chunks()
-        plain = pc.not_equal(table.column("packing"), "")
-        table = table.append_column("packed", plain)
-        table = table.sort_by([("stem", "ascending"), ("packed", "ascending"), ("path", "ascending")])
-        stems = table.column("stem").combine_chunks()
-        same = np.asarray(pc.equal(stems[1:], stems[:-1])) if len(stems) > 1 else np.zeros(0, bool)
-        again = np.flatnonzero(same) + 1
-        sizes = table.column("file_bytes").to_numpy()
+        table = pa.concat_tables(self.batches).unify_dictionaries()
+        self.batches = []
+        table = table.append_column("id", pa.array(ids_of(table.column("stem"))))
+        if len(np.unique(table.column("id").to_numpy())) == table.num_rows:
+            return table
+        packed = pc.not_equal(table.column("packing").cast(pa.string()), "")
+        keys = pa.table({"stem": table.column("stem"), "packed": packed, "path": table.column("path")})
+        table = table.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))
+        stems, sizes = table.column("stem").combine_chunks(), table.column("file_bytes").to_numpy()
+        again = np.flatnonzero(pc.equal(stems[1:], stems[:-1])) + 1
         differ = again[sizes[again] != sizes[again - 1]]
         if len(differ):
             one, other = (table.column("path")[int(differ[0]) - n].as_py() for n in (1, 0))
             raise SourceError(f"{one} and {other}: different files of one name. Leave one of the two copies")
         keep = np.ones(table.num_rows, bool)
         keep[again] = False
-        return table.filter(pa.array(keep)).drop_columns(["packed"])
+        return table.filter(pa.array(keep))
+
+
+def ids_of(keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Ids of many keys, a batch at a time."""
+    batches = pa.table({"key": keys}).to_batches(max_chunksize=BATCH)
+    return np.fromiter((key_id(key) for batch in batches for key in batch.column(0).to_pylist()), np.int64)
 
 
 def images(root: Root, skip: Callable[[Path], bool] = lambda path: False) -> Found:
@@ -100,9 +116,8 @@ def images(root: Root, skip: Callable[[Path], bool] = lambda path: False) -> Fou
             known = IMAGE.fullmatch(entry.name)
             if known:
                 facts = entry.stat()
-                size = facts.st_size
-                where = File(entry.name, prefix + entry.name, size, str(facts.st_mtime_ns), -1, size, "", -1)
-                found.add(known[1], parent, where)
+                size, stamp = facts.st_size, str(facts.st_mtime_ns)
+                found.put((known[1], parent, prefix + entry.name, stamp, "", size, -1, size, -1))
             elif entry.name.endswith(".tar"):
                 _tar(found, root, prefix + entry.name)
             elif ZIP.search(entry.name):
@@ -147,9 +162,7 @@ def _tar(found: Found, root: Path, path: str) -> None:
                 within = f"{path}::{name}::"
                 for inner, start, count in headers(archive, utf8(within), offset, offset + size):
                     if known := IMAGE.fullmatch(inner.rpartition("/")[2]):
-                        folder_name = last.removesuffix(".tar")
-                        where = File(inner, within + inner, count, archive.stamp, start, count, "tar", -1)
-                        found.add(known[1], folder_name, where)
+                        found.put((known[1], last[:-4], within + inner, archive.stamp, "tar", count, start, count, -1))
                 continue
             where = File(name, f"{path}::{name}", size, archive.stamp, offset, size, "tar", -1)
             if known := IMAGE.fullmatch(last):
@@ -211,7 +224,8 @@ def _plain(head: bytes) -> tuple[str, int] | None:
         name = head[:100].rstrip(b"\0").decode("ascii")
     except ValueError:
         return None
-    return (name, size) if sum(head) - sum(head[148:156]) + 8 * 32 == said else None
+    summed = zlib.adler32(head[:148] + SPACES + head[156:]) & 0xFFFF  # 1 and all bytes, modulo 65,521
+    return (name, size) if summed == (said + 1) % ADLER else None
 
 
 def _by_tarfile(archive: Parts, path: str, begin: int, end: int) -> Iterator[tuple[str, int, int]]:

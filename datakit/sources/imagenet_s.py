@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 from ..errors import SourceError
 from ..files import File
 from ..remote import Root
-from ..sample import key_id
 from . import folder
-from .imagenet import WNID
+from .imagenet import WNID, ids_of
 
 Variant = Literal["50", "300", "919", "1k"]
 MERGED = {  # of 919 alone: a class of ImageNet, and the one that its images belong to
@@ -130,15 +129,12 @@ class Plan:
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
     missing: dict[str, list[str]] = field(default_factory=dict)  # names of images, or of masks, by split
-    expected: dict[str, int] = field(default_factory=dict)  # by the lists
+    came: int = 0  # images that there were to choose from
 
 
 def plan(images: pa.Table, lists: Lists, found: Mapping[tuple[str, str, str], File], variant: str) -> Plan:
     """The samples of an ImageNet-S variant. images: see `imagenet.IMAGES`; found: its masks."""
-    out, ids = Plan(), {wnid: n for n, wnid in enumerate(lists.wnids, 1)}
-    out.tables["train"] = _train(images, lists.sources(variant), ids, "train")
-    absent = {*lists.sources(variant)} - {*pc.unique(out.tables["train"].column("imagenet_wnid")).to_pylist()}
-    out.missing["train"] = [f"{wnid}/*" for wnid in sorted(absent)]
+    out, ids = Plan(came=images.num_rows), {wnid: n for n, wnid in enumerate(lists.wnids, 1)}
     for split, listed in lists.splits.items():
         place = pc.index_in(pa.array([one.stem for one in listed], pa.string()), images.column("stem").combine_chunks())
         there = place.is_valid().to_pylist()
@@ -148,12 +144,17 @@ def plan(images: pa.Table, lists: Lists, found: Mapping[tuple[str, str, str], Fi
         keep = [n for n, is_there in enumerate(there) if is_there and (not files or files[n] is not None)]
         some = [listed[n] for n in keep]
         rows = images.take(place.take(pa.array(keep, pa.int64())))
-        keys = [f"{one.stem}_semi" if split == SEMI else one.stem for one in some]
-        same = [one.stem if split == SEMI else "" for one in some]
+        stems = [one.stem for one in some]
+        keys = pa.array([f"{stem}_semi" for stem in stems] if split == SEMI else stems, pa.string())
+        same = stems if split == SEMI else [""] * len(stems)
         classes = [ids[one.wnid] for one in some]
         table = _table(rows, split, keys, [s.wnid for s in some], [s.imagenet_wnid for s in some], classes, same)
         out.tables[split] = _with_masks(table, [files[n] for n in keep]) if files else table
-        out.missing[split], out.expected[split] = lost, len(listed)
+        out.missing[split] = lost
+    sources = lists.sources(variant)
+    out.tables = {"train": _train(images, sources, ids), **out.tables}
+    absent = {*sources} - {*out.tables["train"].column("imagenet_wnid").unique().to_pylist()}
+    out.missing["train"] = [f"{wnid}/*" for wnid in sorted(absent)]
     return out
 
 
@@ -165,56 +166,61 @@ def plan_1k(images: pa.Table, wnids: Mapping[str, str]) -> Plan:
     stems, parents = images.column("stem"), pc.unique(images.column("folder")).to_pylist()
     classes = {*pc.unique(pc.utf8_slice_codeunits(stems.filter(pc.starts_with(stems, "n")), 0, 9)).to_pylist()}
     classes |= {*wnids.values(), *filter(WNID.fullmatch, parents)}
-    out, ids = Plan(), {wnid: n for n, wnid in enumerate(sorted(classes))}
-    out.tables["train"] = _train(images, {wnid: wnid for wnid in sorted(classes)}, ids, "train")
+    out, ids = Plan(came=images.num_rows), {wnid: n for n, wnid in enumerate(sorted(classes))}
+    out.tables["train"] = _train(images, {wnid: wnid for wnid in sorted(classes)}, ids)
     rows = images.filter(pc.starts_with(stems, "I"))
-    keys, parents = rows.column("stem").to_pylist(), rows.column("folder").to_pylist()
-    known = [wnids.get(key) or (parent if parent in ids else "") for key, parent in zip(keys, parents, strict=True)]
+    named = zip(rows.column("stem").to_pylist(), rows.column("folder").to_pylist(), strict=True)
+    known = [wnids.get(stem) or (parent if parent in ids else "") for stem, parent in named]
     numbers = [ids.get(wnid, -1) for wnid in known]
-    out.tables["val"] = _table(rows, "val", keys, known, known, numbers, [""] * len(keys))
+    out.tables["val"] = _table(rows, "val", rows.column("stem"), known, known, numbers, [""] * len(known))
     return out
 
 
-def _train(images: pa.Table, sources: Mapping[str, str], ids: Mapping[str, int], split: str) -> pa.Table:
+def _train(images: pa.Table, sources: Mapping[str, str], ids: Mapping[str, int]) -> pa.Table:
     """The training images of some classes; by columns, for there are over a million."""
-    of = pc.utf8_slice_codeunits(images.column("stem"), 0, 9)
-    place = pc.index_in(of, pa.array(list(sources), pa.string()))
+    theirs, merged = (pa.array([*names], pa.string()) for names in (sources, sources.values()))
+    place = pc.index_in(pc.utf8_slice_codeunits(images.column("stem"), 0, 9), theirs)
     rows, place = images.filter(place.is_valid()), place.drop_null().combine_chunks()
-    merged = pa.array(list(sources.values()), pa.string())
-    numbers = pa.array([ids[wnid] for wnid in sources.values()], pa.int32())
-    keys = rows.column("stem").to_pylist()
-    return _table(
-        rows,
-        split,
-        keys,
-        merged.take(place),
-        of.filter(pc.is_in(of, pa.array(list(sources), pa.string()))),
-        numbers.take(place),
-        pa.repeat("", len(keys)),
-    )
+    numbers = pa.array([ids[wnid] for wnid in sources.values()], pa.int32()).take(place)
+    own, other = (pa.DictionaryArray.from_arrays(place, names) for names in (merged, theirs))
+    return _table(rows, "train", rows.column("stem"), own, other, numbers, pa.repeat("", rows.num_rows))
 
 
 def _table(
-    rows: pa.Table, split: str, keys: list[str], wnids: Any, imagenet_wnids: Any, class_ids: Any, same_as: Any
+    rows: pa.Table, split: str, keys: Any, wnids: Any, imagenet_wnids: Any, class_ids: Any, same_as: Any
 ) -> pa.Table:
     """Rows of images as samples of a split. name: as the official layout has it, whatever is on disk."""
-    plain = {
-        "key": pa.array(keys, pa.string()),
-        "id": pa.array(map(key_id, keys), pa.int64()),
-        "split": pa.repeat(split, len(keys)),
-        "wnid": _text(wnids),
-        "imagenet_wnid": _text(imagenet_wnids),
-        "class_id": class_ids.cast(pa.int32()) if isinstance(class_ids, pa.Array) else pa.array(class_ids, pa.int32()),
-        "same_as": _text(same_as),
-    }
-    plain["name"] = pc.binary_join_element_wise(
-        plain["wnid"], pc.binary_join_element_wise(rows.column("stem"), "JPEG", "."), "/"
+    wnids = _few(wnids)
+    file, folders = pc.binary_join_element_wise(rows.column("stem"), "JPEG", "."), wnids.cast(pa.string())
+    return pa.table(
+        {
+            "key": keys,
+            "id": ids_of(keys) if split == SEMI else rows.column("id"),
+            "split": _few(pa.repeat(split, rows.num_rows)),
+            "wnid": wnids,
+            "imagenet_wnid": _few(imagenet_wnids),
+            "class_id": pa.array(class_ids, pa.int32()),
+            "same_as": _few(same_as),
+            "name": pc.if_else(pc.equal(folders, ""), file, pc.binary_join_element_wise(folders, file, "/")),
+            **{name: rows.column(name) for name in WHERE},
+        }
     )
-    return pa.table({**plain, **{name: rows.column(name) for name in WHERE}})
 
 
-def _text(values: Any) -> Any:
-    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, pa.string())
+def _few(values: Any) -> Any:
+    """Texts of which there are few, as numbers of these."""
+    if isinstance(values, pa.DictionaryArray):
+        return values
+    texts = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, pa.string())
+    return texts.dictionary_encode()
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """A table whose texts are texts, and not numbers of these."""
+    for n, kind in enumerate(table.schema):
+        if pa.types.is_dictionary(kind.type):
+            table = table.set_column(n, kind.name, table.column(n).cast(pa.string()))
+    return table
 
 
 def _with_masks(table: pa.Table, files: Iterable[File | None]) -> pa.Table:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -132,18 +132,24 @@ class Reach(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to write."""
+class Tarred:
+    """One tar to write, whatever its samples are made from."""
 
     name: str
     split: str
-    members: tuple[str, ...]  # of every sample; the image is the first
-    rows: Rows
-    changes: pa.Table  # `id` and fields of some of them that differ from the records
-    reach: Reach
+    members: tuple[str, ...]  # of every sample
     sidecar: Path  # where the shard's records go: in the work folder
     out: Root
     work: Path
+
+
+@dataclass(frozen=True)
+class ShardJob(Tarred):
+    """One shard of records; the first member is the image."""
+
+    rows: Rows
+    changes: pa.Table  # `id` and fields of some of them that differ from the records
+    reach: Reach
 
     @property
     def gathered(self) -> Path:
@@ -174,23 +180,6 @@ def order(ids: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     if (mixed[1:] == mixed[:-1]).any():
         raise StageError("two samples have the same id: rename one of the sources, or report it as a fault")
     return by
-
-
-class Tarred(Protocol):
-    """One tar to write, whatever its samples are made from."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def members(self) -> tuple[str, ...]: ...
-    @property
-    def sidecar(self) -> Path: ...
-    @property
-    def out(self) -> Root: ...
-    @property
-    def work(self) -> Path: ...
 
 
 def note_of(job: Tarred) -> Path:
