@@ -8,6 +8,8 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -387,6 +389,16 @@ def test_the_page_on_camera_raw_says_what_is_so(
         assert parser().parse_args(shlex.split(line, comments=True)[1:]).verb
     for name in (*View.model_fields, *NAMED):
         assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize(("changes", "name"), [({"domain": "both"}, "mosaic"), ({"layout": "reference"}, "planes")])
+def test_the_card_says_how_to_read_it(world: Path, tmp_path: Path, changes: dict[str, Any], name: str) -> None:
+    build(world, tmp_path, changes)
+    card = (tmp_path / "README.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    command = [sys.executable, "-c", f"{text}print({name}.shape)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == {"mosaic": "(96, 96)", "planes": "(4, 48, 48)"}[name]
 
 
 def test_a_recipe_is_the_same_once_it_is_read_back() -> None:
