@@ -310,6 +310,29 @@ def test_shifted_pairs_are_measured_and_left_out_where_asked(world: Path, tmp_pa
     assert [row["name"] for row in dropped if row["dropped"] == "pair_shift"] == [name]
 
 
+def test_boxes_at_the_border_and_of_other_sizes(world: Path, tmp_path: Path) -> None:
+    """A box of which half lies outside of the image is one all the same; annotations of another size are refused."""
+    shutil.copytree(world, tmp_path / "world")
+    path = tmp_path / "world/aodraw/annotations/train_annotations.json"
+    coco = json.loads(path.read_text())
+    one, other = (next(i for i in coco["images"] if i["id"] == n) for n in (0, 1))
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 0]
+    border = {"image_id": 0, "bbox": [-20, 10, 40, 20], "area": 800, "category_id": 0, "iscrowd": 0, "id": 999}
+    coco["annotations"].append(border)
+    other["width"], other["height"] = other["height"], other["width"]
+    path.write_text(json.dumps(coco))
+    build(tmp_path / "world", tmp_path / "out", {"domain": "raw"})
+    dropped = {row["name"]: row for row in pq.read_table(tmp_path / "out/dropped.parquet").to_pylist()}
+    assert dropped["images/00000001.dng"]["dropped"] == "label_unreadable"
+    assert "136 x 208 px, where it has 208 x 136" in dropped["images/00000001.dng"]["detail"]
+    sliced = json.loads((tmp_path / "out/aodraw-train.coco.json").read_text())
+    (mine,) = [i for i in sliced["images"] if i["ori_id"] == one["id"]]
+    (note,) = [a for a in sliced["annotations"] if a["image_id"] == mine["id"]]
+    assert (note["iscrowd"], note["bbox"]) == (0, [0, 10, 20, 20])
+    (box,) = loads(json.loads(samples(tmp_path / "out")[mine["key"]]["json"])["boxes"])
+    assert (box.ignore, box.iof) == (False, 0.5)
+
+
 def test_an_archive_gives_the_samples_of_its_folder(world: Path, built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "aodraw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path in sorted((world / "aodraw").rglob("*.*")):
