@@ -18,7 +18,7 @@ LAYERS = [
     "boxes inherit columns measure manifest files index hamming alone bayer codec",
     "narrow scales piece raw",
     "image place staging stars looks footprints dng views",
-    "shots",
+    "shots noise",
     "pixels masks folders ground rules",
     "sources stages run",
     "dropped",
