@@ -55,6 +55,14 @@ class Report:
         return dict(sorted(Counter((bad.shard, bad.reason) for bad in self.replaced).items()))
 
 
+def filled(source: Source, cache: Cache | str | Path | None) -> Tars:
+    """The set that a loader reads; ShardError if it has no samples."""
+    tars = opened(source, cache)
+    if not len(tars):
+        raise ShardError(f"{source}: no samples")
+    return tars
+
+
 def pictures(
     transform: Views | Function | None, tars: Tars, live: Live
 ) -> tuple[tuple[View, ...], MeanStd | None, Function | None]:
@@ -114,9 +122,7 @@ class Loader:
         raw: str | RawView | None = None,
         decode: Literal["threads", "device"] = "threads",
     ) -> None:
-        self.tars = opened(source, cache)
-        if not len(self.tars):
-            raise ShardError(f"{source}: no samples")
+        self.tars = filled(source, cache)
         self.batch_size, self.seed, self.shuffle, self.prefetch = batch_size, seed, shuffle, max(prefetch, 1)
         self.rank, self.world_size = ranks(rank, world_size)
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -129,9 +135,7 @@ class Loader:
         self.columns = Columns(columns, classes, self.views, self.tars, self.raw)
         self.most_bad = max(int(max_bad_share * len(self.live)), 1)
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
-        if self.device.decodes:
-            ondevice.check(self.views, repeats, raw)
-        self.decoder = ondevice.Left() if self.device.decodes else Decoder()
+        self.decoder = ondevice.left(self.views, repeats, raw) if self.device.decodes else Decoder()
         self.repeats, self.buffers = repeats, Buffers(self.device.cuda)
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()

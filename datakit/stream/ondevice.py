@@ -45,13 +45,14 @@ class Left(Decoder):
         return Encoded(data, (about.height, about.width, 3))  # type: ignore[return-value]
 
 
-def check(views: Sequence[View], repeats: int, raw: object) -> None:
-    """RecipeError for what is made of pixels in threads alone."""
+def left(views: Sequence[View], repeats: int, raw: object) -> Left:
+    """What leaves JPEG for the device; RecipeError for what is made of pixels in threads alone."""
     if not views or raw is not None or repeats > 1 or any(any(view.colours) for view in views):
         raise RecipeError(
             'decode: "device" is for views of JPEG: no function, camera RAW, repeats, brightness, contrast, saturation '
             'or hue; leave it at "threads"'
         )
+    return Left()
 
 
 def made(maker: Maker, slots: Slots, device: Device) -> list[dict[int, Callable[[], Tensor]]]:
