@@ -28,7 +28,7 @@ from datakit.pretrain.raw_distill import RawDistillation, resized
 from datakit.pretrain.recipe import Pretrain
 from datakit.pretrain.train import pretrain
 from datakit.pretrain.trained import Trained
-from datakit.stream import Loader
+from datakit.stream import Loader, Overlay, mae
 from datakit.stream.batch import Batch
 
 WIDE = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
@@ -365,3 +365,33 @@ def test_it_trains_on_ranks(shards: Path, weights: Path, tmp_path: Path) -> None
     (tmp_path / "recipe.json").write_text(one.model_dump_json())
     on_two_ranks(tmp_path / "ranked.py", tmp_path / "recipe.json", tmp_path / "run")
     assert [line["samples"] for line in lines(tmp_path / "run" / "log.jsonl")] == [8, 16]
+
+
+def test_held_out_images_are_refused(weights: Path, tmp_path: Path) -> None:
+    """AODRaw's test images and their slices, by what is written of each; an overlay that drops them helps."""
+
+    def tar(name: str, splits: list[str], source: str = "aodraw") -> Path:
+        members = []
+        for n, split in enumerate(splits):
+            key = f"{source}-images-{n:04}-1280_0_1280_1280"
+            out = tmp_path / "picture.png"
+            Image.fromarray(np.full((40, 40, 3), 9 * n, np.uint8)).save(out)
+            fields = json.dumps({"source": source, "split": split, "name": f"images/{n:04}.ARW"})
+            members += [(f"{key}.png", out.read_bytes()), (f"{key}.json", fields.encode())]
+        return write_tar(tmp_path / name, members)
+
+    train = ["train"] * 8
+    changes: dict[str, Any] = {"objective": {"labels": 0}, "budget": {"epochs": 1}}
+    mixed = tar("mixed.tar", [*train, "test"])
+    with pytest.raises(RecipeError, match=r"1 samples are of aodraw:test.*0008-1280_0"):
+        pretrain(run_recipe(mixed, weights, **changes), tmp_path / "a", say=lambda _: None, accelerator="cpu")
+    (held,) = [batch.ids for batch in Loader(mixed, 9, shuffle=False, transform=mae(8))]
+    Overlay.write(tmp_path / "drop.parquet", "drop", held.numpy()[8:])
+    rest = {**changes, "overlay": [str(tmp_path / "drop.parquet")]}
+    for name, one in (
+        ("b", run_recipe(mixed, weights, **rest)),
+        ("c", run_recipe(mixed, weights, **{**changes, "held_out": []})),
+        ("d", run_recipe(tar("other.tar", ["test"] * 8, "inria"), weights, **changes)),
+    ):
+        told = pretrain(one, tmp_path / name, say=lambda _: None, accelerator="cpu")
+        assert told["samples"] == 8
