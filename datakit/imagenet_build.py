@@ -161,7 +161,7 @@ class Copying:
         )
         out.put_text("README.md", imagenet_card.text(manifest, recipe, self.about()))
         names = ("README.md", "dropped.parquet", ABOUT, "index.arrow", "samples.parquet")
-        manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in sorted(names)}})
+        manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in sorted(names)}}).sealed()
         at = self.out, self.work, self.sources.roots
         out.put_text(TIMINGS, leave.timings(at, self.seconds, self.counts, {}, {}))
         out.put_text("manifest.json", manifest.to_json())

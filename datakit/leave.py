@@ -97,7 +97,7 @@ def finish(
     told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
     out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
-    manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}})
+    manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}}).sealed()
     at = story.out, story.work, story.roots
     out.put_text(TIMINGS, timings(at, story.seconds, story.counts, story.part_seconds, story.read_bytes))
     out.put_text("manifest.json", manifest.to_json())

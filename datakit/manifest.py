@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import lru_cache
@@ -326,6 +327,12 @@ class Manifest(Spec):
     shards: tuple[Shard, ...]
     counts: tuple[Count, ...]
     files: dict[str, str] = Field(description="sha256 of what else the build left")
+    seal: str = Field("", description="sha256 of the text of all else here; empty in builds that had none yet")
+
+    def sealed(self) -> Manifest:
+        """The same with its seal, by which a change is seen."""
+        bare = self.model_copy(update={"seal": ""})
+        return self.model_copy(update={"seal": hashlib.sha256(bare.to_json().encode()).hexdigest()})
 
     def to_json(self) -> str:
         """The text of manifest.json: the same for the same build."""

@@ -12,7 +12,7 @@ import datakit
 PACKAGE = Path(datakit.__file__).parent
 LAYERS = [
     "errors",
-    "remote",
+    "remote findings",
     "sample kernels disk ranges ids",
     "buckets validate hand windows",
     "boxes inherit columns measure manifest files index hamming alone bayer codec",
@@ -31,9 +31,12 @@ LAYERS = [
     "kinds running copies imagenet_card",
     "imagenet_build",
     "pipeline status stream",
-    "pretrain",
+    "tar_check",
+    "set_parts lint",
+    "verify",
+    "pretrain repair",
     "evaluate add_column export",
-    "cli_raw",
+    "cli_raw cli_verify",
     "cli_stream cli_evaluate cli_pretrain cli_export",
     "cli",
 ]
@@ -45,6 +48,7 @@ DOORS = {
         "stream.conventions",
         "stream.device",
         "stream.loader",
+        "stream.ondevice",
         "stream.replay",
         "pretrain",
         "evaluate",

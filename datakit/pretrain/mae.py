@@ -5,6 +5,8 @@ He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022 (arXiv 21
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -65,6 +67,10 @@ class MAE(Masked):
         known = self.decoder_embed(latent)
         first = known[:, :1] + places[:1]
         tokens = torch.cat([first, known[:, 1:] + places[1:][visible_ids], self.mask_token + places[1:][target_ids]], 1)
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens[:, -target_ids.shape[1] :]))  # type: ignore[no-any-return]
+        last: Any = self.decoder_blocks[-1]
+        tokens = tokens + last.attn(last.norm1(tokens))
+        wanted = tokens[:, -target_ids.shape[1] :]  # nobody asks what the last layer's perceptron makes of the others
+        wanted = wanted + last.mlp(last.norm2(wanted))
+        return self.decoder_pred(self.decoder_norm(wanted))  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ class Joined:
     """One such member. Each array (N,), in the order of the index; the offset of a row that has none is -1."""
 
     name: str
+    id: NDArray[np.int64]
     tars: list[dict[str, Any]]  # name (below the set's folder), samples, bytes, sha256
     tar: NDArray[np.int32]
     offset: NDArray[np.int64]
@@ -39,10 +40,11 @@ def write(path: Path, name: str, index: str, tars: list[dict[str, Any]], table: 
 
 def joined_to(folder: Path, index: str) -> dict[str, Joined]:
     """The columns of the set in a folder, by the name of the member. ShardError if one is of another index."""
-    return {one.name: one for one in (_read(path, index) for path in sorted((folder / FOLDER).glob("*.arrow")))}
+    return {one.name: one for one in (read(path, index) for path in sorted((folder / FOLDER).glob("*.arrow")))}
 
 
-def _read(path: Path, index: str) -> Joined:
+def read(path: Path, index: str) -> Joined:
+    """A column of the set whose index has this digest; ShardError if it is damaged, or of another."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -55,5 +57,5 @@ def _read(path: Path, index: str) -> Joined:
         raise ShardError(
             f"{path}: was added to another index than the one that is there now. Add it again, or remove it"
         )
-    tar, offset, size = (table.column(name).combine_chunks().to_numpy() for name in SCHEMA.names[1:])
-    return Joined(about["name"], tars, tar, offset, size)
+    ids, tar, offset, size = (table.column(name).combine_chunks().to_numpy() for name in SCHEMA.names)
+    return Joined(about["name"], ids, tars, tar, offset, size)
