@@ -65,6 +65,7 @@ class Feed:
             transform=self.transform,
             columns=self.loading.columns,
             classes=self.loading.classes,
+            raw=self.loading.raw,
             rank=self.machine.rank,
             world_size=self.machine.world_size,
             device=self.machine.device,
