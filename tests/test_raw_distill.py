@@ -102,7 +102,7 @@ def test_a_marker_is_at_one_place_in_both(weights: Path, tmp_path: Path, view: A
     loading = of.loading()
     loader = Loader(write_tar(tmp_path / "marked.tar", members), 8, transform=loading.transform, threads=1, seed=5)
     seen_crops = set()
-    for epoch in range(3):
+    for epoch in range(16):  # 128 draws of 8 kinds
         loader.set_epoch(epoch)
         for made in loader:
             assert made.images.shape[1:] == (3, of.crop_px, of.crop_px)
