@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from . import codec
 from .manifest import Manifest
 
 SIZES = (
@@ -18,7 +17,18 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 TIFF = "tif"
-NO_PICTURE = (TIFF, codec.SUFFIX, "npy")  # to Pillow; without this a mosaic is taken for audio, by its suffix
+DECODED = {  # what no picture library reads: how Python does
+    TIFF: (
+        "import rasterio",
+        '    with rasterio.MemoryFile(sample["tif"]) as memory, memory.open() as raster:',
+        '        levels = raster.read()  # (bands, H, W), in the order of sample["json"]["bands"]',
+    ),
+    "raw": (
+        "from datakit import codec",
+        '    mosaic = codec.decode(sample["raw"])  # (H, W) uint16; levels are in sample["json"]["camera"]',
+    ),
+    "npy": ("", '    planes = sample["npy"]  # (4 or 3, h, w) float32'),
+}
 TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"}
 FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
     "source": (TEXT, "collection that it comes from"),
@@ -141,7 +151,7 @@ def features(image: str, *members: str) -> list[dict[str, object]]:
     kinds = {"seg.png": "image", "txt": "string", "jpg": "image"}
     more: list[dict[str, object]] = [{"name": member, "dtype": kinds[member]} for member in members if member in kinds]
     return [
-        {"name": image, "dtype": "binary" if image in NO_PICTURE else "image"},
+        {"name": image, "dtype": "binary" if image in DECODED else "image"},  # many bands are no picture to Pillow
         {"name": "json", "struct": struct},
         *more,
         {"name": "__key__", "dtype": "string"},
@@ -158,14 +168,11 @@ def reading(manifest: Manifest) -> Iterable[str]:
         yield "\n`seg.png`: the class of every pixel, 255 where none is given; `mask_classes` of the JSON names them."
     if image == TIFF:
         yield "\nThe images are TIFF of all bands, with their levels as they were."
-    yield from ("", "```python", "import webdataset", *["import rasterio"] * (image == TIFF))
-    decode = ".decode()" if image == TIFF else '.decode("pil")'
+    modules, *lines = DECODED.get(image, ("", f'    sample["{image}"], sample["json"]["source"]'))
+    yield from ("", "```python", "import webdataset", *[modules] * bool(modules))
+    decode = ".decode()" if image in DECODED else '.decode("pil")'
     yield f'for sample in webdataset.WebDataset("{urls(manifest)}", shardshuffle=False){decode}:'
-    if image == TIFF:
-        yield f'    with rasterio.MemoryFile(sample["{image}"]) as memory, memory.open() as raster:'
-        yield '        levels = raster.read()  # (bands, H, W), in the order of sample["json"]["bands"]'
-    else:
-        yield f'    sample["{image}"], sample["json"]["source"]'
+    yield from lines
     yield "```"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_evaluate, cli_export, cli_pretrain, cli_stream, cli_verify
+from . import __version__, cli_evaluate, cli_export, cli_pretrain, cli_raw, cli_stream, cli_verify
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     cli_stream.add(verbs)
     cli_pretrain.add(verbs)
     cli_export.add(verbs)
+    cli_raw.add(verbs)
     cli_evaluate.add(verbs)
     return top
 

@@ -1,13 +1,41 @@
-"""What the `datakit` command does with sets of camera RAW: export, and the kind `aodraw` of evaluate."""
+"""What the `datakit` command does with camera RAW: the verb `raw`, and kinds of export and evaluate."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 Verbs = Any  # argparse names this class with an underscore
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb `raw` to a parser."""
+    kinds = verbs.add_parser("raw", help="what files of camera RAW tell").add_subparsers(
+        dest="what", metavar="KIND", required=True
+    )
+    one = kinds.add_parser("noise", help="shot and read noise by ISO, as a recipe of RAW distillation takes them")
+    one.add_argument("files", nargs="+", type=Path, metavar="FILES", help="files, and folders of them")
+    one.set_defaults(run=run_noise)
+
+
+def run_noise(args: argparse.Namespace) -> int:
+    """Status 1 where the noise of some ISO could not be told."""
+    from . import noise
+    from .tables import aligned
+
+    found = noise.by_iso(noise.expanded(args.files))
+    rows: list[tuple[str, ...]] = [("ISO", "files", "shot", "read", "R^2", "patches", "from")]
+    for one in found:
+        r2 = "-" if one.r2 is None else f"{one.r2:.3f}"
+        how = one.refused or one.how
+        rows.append((f"{one.iso:g}", str(one.files), f"{one.shot:.3g}", f"{one.read:.3g}", r2, str(one.patches), how))
+    print("\n".join(aligned(rows)))
+    fine = any(not one.refused for one in found)
+    print(json.dumps({"noise": [asdict(one) for one in found], "camera": noise.camera(found) if fine else None}))
+    return 1 if any(one.refused for one in found) else 0
 
 
 def add_evaluate(kinds: Verbs) -> None:

@@ -13,6 +13,7 @@ rest is a byte a sample, which zstd's Huffman coder shortens. Both are undone at
 from __future__ import annotations
 
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ LANES = 16
 MOST_LOW_BITS = 13  # where the mean of a block is 2**15 or more
 HIGH_BITS = 2  # of the mean of a block, below its first, go to the byte: packs best, of 0 to 4
 MOST_SAMPLES = 1 << 30
+SCRATCH_SAMPLES = 1 << 23
 Mosaic = NDArray[np.uint16]
 
+_own = threading.local()
 _i32 = np.int32
 # Matches in noise only cost: a long least match and a small table leave Huffman codes, which decode twice as fast
 _PARAMETERS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "window_log": 17}
@@ -87,11 +90,21 @@ def decode_planes(data: bytes) -> NDArray[np.uint16]:
 def _planes(data: bytes) -> NDArray[np.uint16]:
     """The four sites apart; where H or W is odd, the last row or column of some is only there to fill them up."""
     height, width, low_bits, high, low = _parts(data)
-    left = np.empty(high.size, np.uint16)
+    left = _scratch(high.size)
     _unfold(low_bits, high, low, left)
     planes = np.empty((4, (height + 1) // 2, (width + 1) // 2), np.uint16)
     _add_up(left, planes)
     return planes
+
+
+def _scratch(samples: int) -> NDArray[np.uint16]:
+    """Memory that a thread uses again: fresh pages of a window cost a tenth of its decoding."""
+    if samples > SCRATCH_SAMPLES:
+        return np.empty(samples, np.uint16)
+    kept: NDArray[np.uint16] | None = getattr(_own, "scratch", None)
+    if kept is None or len(kept) < samples:
+        kept = _own.scratch = np.empty(samples, np.uint16)
+    return kept[:samples]
 
 
 def _blocks(height: int, width: int) -> int:
@@ -182,31 +195,26 @@ def _encode(mosaic, low_bits, high, low):  # type: ignore[no-untyped-def]
 def _unfold(low_bits, high, low, left):  # type: ignore[no-untyped-def]
     """What the sites differ by from what is told of them, as int16 in uint16, one block after the other."""
     words = 0
+    plain = np.zeros(256, np.uint16)  # of a block whose samples have low bits; other blocks do not look
     for b in range(low_bits.size):
         bits = low_bits[b]
-        mask = np.uint16((1 << bits) - 1)
-        plain = low[words : words + bits * 16]
-        for step in range(16):
-            word, shift = (step * bits) >> 4, np.uint16((step * bits) & 15)
-            begin = b * 256 + step * 16
-            tops, out = high[begin : begin + 16], left[begin : begin + 16]
-            if bits == 0:
-                for lane in range(16):
-                    v = np.uint16(tops[lane])
-                    out[lane] = (v >> np.uint16(1)) ^ np.uint16(-(v & np.uint16(1)))
-            elif shift + bits > 16:
-                one, two = plain[word * 16 : word * 16 + 16], plain[word * 16 + 16 : word * 16 + 32]
+        mask, up = np.uint16((1 << bits) - 1), np.uint16(bits)
+        source = low[words : words + bits * 16]
+        for step in range(16 if bits else 0):
+            word, shift = ((step * bits) >> 4) * 16, np.uint16((step * bits) & 15)
+            to = step * 16
+            if shift + bits > 16:
                 rest = np.uint16(16) - shift
                 for lane in range(16):
-                    v = np.uint16((one[lane] >> shift) | (two[lane] << rest)) & mask
-                    v = np.uint16(v | np.uint16(np.uint16(tops[lane]) << np.uint16(bits)))
-                    out[lane] = (v >> np.uint16(1)) ^ np.uint16(-(v & np.uint16(1)))
+                    both = (source[word + lane] >> shift) | (source[word + 16 + lane] << rest)
+                    plain[to + lane] = np.uint16(both) & mask
             else:
-                one = plain[word * 16 : word * 16 + 16]
                 for lane in range(16):
-                    v = np.uint16(one[lane] >> shift) & mask
-                    v = np.uint16(v | np.uint16(np.uint16(tops[lane]) << np.uint16(bits)))
-                    out[lane] = (v >> np.uint16(1)) ^ np.uint16(-(v & np.uint16(1)))
+                    plain[to + lane] = np.uint16(source[word + lane] >> shift) & mask
+        tops, out = high[b * 256 : b * 256 + 256], left[b * 256 : b * 256 + 256]
+        for i in range(256):
+            v = np.uint16((plain[i] & mask) | np.uint16(np.uint16(tops[i]) << up))
+            out[i] = (v >> np.uint16(1)) ^ np.uint16(-(v & np.uint16(1)))
         words += bits * 16
 
 

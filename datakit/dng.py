@@ -11,18 +11,20 @@ import numpy as np
 from .raw import SRGB_TO_XYZ, RawImage
 
 # TIFF field types: size in bytes and struct code of one number
-_BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _SRATIONAL = 1, 2, 3, 4, 5, 10
-_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _RATIONAL: "II", _SRATIONAL: "ii"}
+_BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _SRATIONAL, _DOUBLE = 1, 2, 3, 4, 5, 10, 12
+_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _RATIONAL: "II", _SRATIONAL: "ii", _DOUBLE: "d"}
 PATTERN_SIZE, PATTERN = 0x828D, 0x828E
+NOISE_PROFILE = 0xC761
 D65 = 21  # EXIF light source of the matrix
 
 Field = tuple[int, int, bytes]  # tag, type, values
 
 
-def encode(image: RawImage) -> bytes:
+def encode(image: RawImage, noise: Sequence[float] = ()) -> bytes:
     """The bytes of a DNG: mosaic (H, W) uint16 as the sensor lies, and an orientation that shows it.
 
-    `image` is not turned: its orientation is written, and says how a reader has to turn it.
+    `image` is not turned: its orientation is written, and says how a reader has to turn it. noise: its NoiseProfile,
+    (shot, read) of all colours or of each: the variance of a signal of 0..1 is shot * signal + read.
     """
     height, width = image.mosaic.shape
     shot = [_field(0x829A, _RATIONAL, [image.exposure_s]), _field(0x8827, _SHORT, [round(image.iso)])]
@@ -53,6 +55,8 @@ def encode(image: RawImage) -> bytes:
         _field(0xC628, _RATIONAL, [1 / g for g in gains]),
         _field(0xC65A, _SHORT, [D65]),
     ]
+    if noise:
+        fields.append(_field(NOISE_PROFILE, _DOUBLE, noise))
     if any(image.matrix):
         camera = np.linalg.inv(np.reshape(image.matrix, (3, 3))) @ np.linalg.inv(SRGB_TO_XYZ)
         fields.append(_field(0xC621, _SRATIONAL, (camera / np.reshape(gains, (3, 1))).ravel().tolist()))
@@ -69,7 +73,7 @@ def _field(tag: int, kind: int, values: Sequence[float]) -> Field:
         parts = [Fraction(v).limit_denominator(1_000_000) for v in values]
         packed = b"".join(struct.pack("<" + _CODES[kind], p.numerator, p.denominator) for p in parts)
     else:
-        packed = struct.pack(f"<{len(values)}{_CODES[kind]}", *(int(v) for v in values))
+        packed = struct.pack(f"<{len(values)}{_CODES[kind]}", *(v if kind == _DOUBLE else int(v) for v in values))
     return tag, kind, packed
 
 

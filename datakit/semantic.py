@@ -131,7 +131,7 @@ def weights_file(model: Model) -> tuple[Path, str]:
     """Where the weights of a model belong, in torch hub's folder, and the page that gives them."""
     with _quiet():
         import torch.hub
-        from torchvision.models import get_weight  # type: ignore[import-untyped]
+        from torchvision.models import get_weight
     url: str = get_weight(MODELS[model].weights).url
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2], url
 

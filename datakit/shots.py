@@ -65,6 +65,11 @@ class Shot:
         clear = [max(abs(x), abs(y)) for x, y in self.shifts if x == x]
         return max(clear) if clear else None
 
+    def fields(self, sample: Sample) -> dict[str, Any]:
+        """What is known of a record that is (a window of) it, as fields of `Sample`."""
+        window = sample.window or Window(0, 0, sample.image_width, sample.image_height)
+        return {"camera": self.camera_json(window), "pair_shift_px": self.shift_px}
+
     def camera_json(self, window: Window) -> str:
         """JSON of what is known of the camera, of a window of the frame: levels and colours by its own positions."""
         image = self.image

@@ -8,7 +8,10 @@ import math
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from worlds import digests
 import datakit
 from datakit import bayer, codec, raw
 from datakit.boxes import loads, slice_coco
-from datakit.cli import parser
+from datakit.cli import main, parser
 from datakit.errors import RecipeError
 from datakit.image import quiet
 from datakit.manifest import Manifest
@@ -307,6 +310,62 @@ def test_shifted_pairs_are_measured_and_left_out_where_asked(world: Path, tmp_pa
     assert [row["name"] for row in dropped if row["dropped"] == "pair_shift"] == [name]
 
 
+def test_boxes_at_the_border_and_of_other_sizes(world: Path, tmp_path: Path) -> None:
+    """A box of which half lies outside of the image is one all the same; annotations of another size are refused."""
+    shutil.copytree(world, tmp_path / "world")
+    path = tmp_path / "world/aodraw/annotations/train_annotations.json"
+    coco = json.loads(path.read_text())
+    one, other = (next(i for i in coco["images"] if i["id"] == n) for n in (0, 1))
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 0]
+    border = {"image_id": 0, "bbox": [-20, 10, 40, 20], "area": 800, "category_id": 0, "iscrowd": 0, "id": 999}
+    coco["annotations"].append(border)
+    other["width"], other["height"] = other["height"], other["width"]
+    path.write_text(json.dumps(coco))
+    build(tmp_path / "world", tmp_path / "out", {"domain": "raw"})
+    dropped = {row["name"]: row for row in pq.read_table(tmp_path / "out/dropped.parquet").to_pylist()}
+    assert dropped["images/00000001.dng"]["dropped"] == "label_unreadable"
+    assert "136 x 208 px, where it has 208 x 136" in dropped["images/00000001.dng"]["detail"]
+    sliced = json.loads((tmp_path / "out/aodraw-train.coco.json").read_text())
+    (mine,) = [i for i in sliced["images"] if i["ori_id"] == one["id"]]
+    (note,) = [a for a in sliced["annotations"] if a["image_id"] == mine["id"]]
+    assert (note["iscrowd"], note["bbox"]) == (0, [0, 10, 20, 20])
+    (box,) = loads(json.loads(samples(tmp_path / "out")[mine["key"]]["json"])["boxes"])
+    assert (box.ignore, box.iof) == (False, 0.5)
+
+
+def test_an_archive_gives_the_samples_of_its_folder(world: Path, built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "aodraw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in sorted((world / "aodraw").rglob("*.*")):
+            archive.write(path, path.relative_to(world / "aodraw"))
+    build(tmp_path, tmp_path / "out", {"domain": "both"})
+    mine, its = digests(tmp_path / "out"), digests(built)
+    same = [name for name in its if name.endswith((".tar", ".coco.json"))]
+    assert len(same) == 6
+    assert {name: mine[name] for name in same} == {name: its[name] for name in same}
+
+
+def test_copies_go_as_duplicates_and_held_out_pictures_stay_out(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    images, notes = tmp_path / "world/aodraw/images", tmp_path / "world/aodraw/annotations"
+    coco = json.loads((notes / "train_annotations.json").read_text())
+    for suffix in ("dng", "JPG"):
+        shutil.copy(images / f"00000000.{suffix}", images / f"90000000.{suffix}")
+    first = next(i for i in coco["images"] if i["id"] == 0)
+    coco["images"].append({**first, "id": 900, "file_name": "90000000.dng"})
+    (notes / "train_annotations.json").write_text(json.dumps(coco))
+    held = tmp_path / "held"
+    held.mkdir()
+    shutil.copy(images / "00000001.JPG", held / "one.jpg")
+    signed = tmp_path / "one.heldout"
+    command = ["protect", "sign", str(held), "-o", str(signed), "--name", "one", "--recipe", "aodraw", "--workers", "0"]
+    assert main([*command, "--set", "view=full"]) == 0
+    recipe = Recipe.load("aodraw", {"view": "full", "dedup": {}}, protect=[signed])
+    datakit.build(recipe, data=tmp_path / "world", out=tmp_path / "out", workers=0)
+    dropped = {row["name"]: row["dropped"] for row in pq.read_table(tmp_path / "out/dropped.parquet").to_pylist()}
+    assert sum(dropped.get(f"images/{name}.dng") == "duplicate" for name in ("00000000", "90000000")) == 1
+    assert dropped["images/00000001.dng"] == "protected"
+
+
 def test_a_folder_of_any_raw(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data/raw_folder/trip"
     folder.mkdir(parents=True)
@@ -353,6 +412,16 @@ def test_the_page_on_camera_raw_says_what_is_so(
         assert parser().parse_args(shlex.split(line, comments=True)[1:]).verb
     for name in (*View.model_fields, *NAMED):
         assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize(("changes", "name"), [({"domain": "both"}, "mosaic"), ({"layout": "reference"}, "planes")])
+def test_the_card_says_how_to_read_it(world: Path, tmp_path: Path, changes: dict[str, Any], name: str) -> None:
+    build(world, tmp_path, changes)
+    card = (tmp_path / "README.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    command = [sys.executable, "-c", f"{text}print({name}.shape)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == {"mosaic": "(96, 96)", "planes": "(4, 48, 48)"}[name]
 
 
 def test_a_recipe_is_the_same_once_it_is_read_back() -> None:

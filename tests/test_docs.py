@@ -23,9 +23,12 @@ from datakit.collections_page import page
 from datakit.errors import RecipeError
 from datakit.evaluate.imagenet_s import write_prediction
 from datakit.manifest import Collection, Manifest
+from datakit.pretrain.distil import FeatureLoss, LogitLoss
 from datakit.pretrain.masking import MaskedAutoencoder, SelectiveMaskedAutoencoder
 from datakit.pretrain.objective import Augment, MeanAndStd
+from datakit.pretrain.raw_distill import Curriculum, RawDistillation, Teacher
 from datakit.pretrain.recipe import Budget, Feeding, Optimiser, Pretrain, Prune
+from datakit.pretrain.unprocess import Camera
 from datakit.sample import Spec
 from datakit.stages.dedup import Dedup
 from datakit.stages.protect import Protect
@@ -201,7 +204,7 @@ def test_the_page_on_imagenet_s_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("page", ["README.md", "docs/pretraining.md"])
 def test_commands_about_training_are_those_there_are(page: str) -> None:
     text = (DOCS.parent / page).read_text(encoding="utf-8")
-    wanted = r"^(?:\.venv/bin/datakit|datakit|torchrun.* -m datakit\.cli) ((?:pretrain|export|evaluate) [^#\n]*)"
+    wanted = r"^(?:\.venv/bin/datakit|datakit|torchrun.* -m datakit\.cli) ((?:pretrain|export|evaluate|raw) [^#\n]*)"
     commands = re.findall(wanted, text, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
@@ -229,6 +232,12 @@ def test_every_key_of_a_pretraining_recipe_is_told() -> None:
         Feeding,
         MaskedAutoencoder,
         SelectiveMaskedAutoencoder,
+        RawDistillation,
+        Teacher,
+        Camera,
+        Curriculum,
+        FeatureLoss,
+        LogitLoss,
         Augment,
         MeanAndStd,
     )

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -525,3 +526,41 @@ def test_ranks_come_from_the_environment(shards: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="give both or neither"):
         Loader(shards, 4, rank=1)
     assert os.environ["RANK"] == "1"
+
+
+@pytest.mark.parametrize("views", [mae(32), evaluation(32, 40), multi_view(32, 16, 2)])
+def test_images_that_the_device_decodes(shards: Path, tmp_path: Path, views: Views) -> None:
+    """The same boxes, and all but the same pixels; torchvision decodes on a CPU what nvJPEG does on a GPU."""
+    turned = Views(tuple(replace(view, turns=True) for view in views.views), None)
+    here, there = (next(iter(Loader(shards, 31, transform=turned, decode=how))) for how in ("threads", "device"))
+    assert here.keys == there.keys
+    assert torch.equal(here.crops, there.crops)
+    pairs = zip(*(one.images if isinstance(one.images, list) else [one.images] for one in (here, there)), strict=True)
+    for ours, theirs in pairs:
+        assert theirs.dtype == torch.uint8
+        off = (ours.int() - theirs.int()).abs()
+        assert off.float().mean() < 1
+        assert off.max() <= 12
+    normalised = Views(turned.views, "imagenet")
+    ours, theirs = (next(iter(Loader(shards, 31, transform=normalised, decode=how))) for how in ("threads", "device"))
+    first, second = (one.images[0] if isinstance(one.images, list) else one.images for one in (ours, theirs))
+    assert second.dtype == torch.float32
+    assert (first - second).abs().mean() < 0.02
+
+
+def test_what_the_device_cannot_decode_is_made_here_or_replaced(tmp_path: Path) -> None:
+    good = [member for n in range(6) for member in sample(n)]
+    stream = io.BytesIO()
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(stream, "JPEG", progressive=True)
+    broken = bytearray(jpeg(7, 60, 60))
+    broken[2:60] = bytes(58)
+    write_tar(tmp_path / "a.tar", [*good, ("p.jpg", stream.getvalue()), ("x.jpg", bytes(broken))])
+    loader = Loader(tmp_path, 8, transform=mae(16, normalise=None), decode="device", max_bad_share=0.5)
+    batch = next(iter(loader))
+    assert "p" in batch.keys
+    assert "x" not in batch.keys
+    assert [one.key for one in loader.report().replaced] == ["x"]
+    assert int(batch.images[batch.keys.index("p")].float().mean()) == 90
+    for wrong in ({"repeats": 2}, {"transform": None}, {"transform": Views((View(16, hue=0.1),))}):
+        with pytest.raises(RecipeError, match="decode"):
+            Loader(tmp_path, 2, **{"transform": mae(16), "decode": "device", **wrong})

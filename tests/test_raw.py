@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datakit import bayer, dng, raw
+from datakit.engine import Engine
 from datakit.errors import NotBayer, SourceError
 from datakit.sample import Window
 from datakit.sources.synth_raw import x_trans
@@ -271,7 +272,7 @@ def reads(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn", "threads"])
+@pytest.mark.parametrize("how", ["fork", "spawn", "threads", "dask"])
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning", "ignore:rawpy is being used:RuntimeWarning")
 def test_every_worker_reads_the_same(how: str, reads: int, tmp_path: Path) -> None:
     path = tmp_path / "a.dng"
@@ -279,6 +280,11 @@ def test_every_worker_reads_the_same(how: str, reads: int, tmp_path: Path) -> No
     with rawpy.imread(str(path)) as other:
         expected = xxhash.xxh3_128_hexdigest(np.rot90(other.raw_image_visible).tobytes())
         other.postprocess()  # LibRaw has used its threads before the fork
+
+    if how == "dask":
+        with Engine(2) as engine:
+            assert set(engine.map(digest_of, [str(path)] * reads)) == {expected}
+        return
 
     def pool() -> Any:
         return ThreadPoolExecutor(4) if how == "threads" else ProcessPoolExecutor(2, multiprocessing.get_context(how))

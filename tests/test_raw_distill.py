@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training import RATES, RUN, lines, on_two_ranks
 
+from datakit import codec
 from datakit.cli import main
 from datakit.errors import RecipeError
 from datakit.pretrain import checkpoint
@@ -28,7 +30,7 @@ from datakit.pretrain.raw_distill import RawDistillation, resized
 from datakit.pretrain.recipe import Pretrain
 from datakit.pretrain.train import pretrain
 from datakit.pretrain.trained import Trained
-from datakit.stream import Loader
+from datakit.stream import Loader, Overlay, mae
 from datakit.stream.batch import Batch
 
 WIDE = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
@@ -100,7 +102,7 @@ def test_a_marker_is_at_one_place_in_both(weights: Path, tmp_path: Path, view: A
     loading = of.loading()
     loader = Loader(write_tar(tmp_path / "marked.tar", members), 8, transform=loading.transform, threads=1, seed=5)
     seen_crops = set()
-    for epoch in range(3):
+    for epoch in range(16):  # 128 draws of 8 kinds
         loader.set_epoch(epoch)
         for made in loader:
             assert made.images.shape[1:] == (3, of.crop_px, of.crop_px)
@@ -350,6 +352,7 @@ def test_a_run_goes_on_and_exports_without_its_teacher(
 
 RANKED = """
 import json, sys
+from io import BytesIO
 from pathlib import Path
 from datakit.pretrain.recipe import Pretrain
 from datakit.pretrain.train import pretrain
@@ -365,3 +368,69 @@ def test_it_trains_on_ranks(shards: Path, weights: Path, tmp_path: Path) -> None
     (tmp_path / "recipe.json").write_text(one.model_dump_json())
     on_two_ranks(tmp_path / "ranked.py", tmp_path / "recipe.json", tmp_path / "run")
     assert [line["samples"] for line in lines(tmp_path / "run" / "log.jsonl")] == [8, 16]
+
+
+def test_held_out_images_are_refused(weights: Path, tmp_path: Path) -> None:
+    """AODRaw's test images and their slices, by what is written of each; an overlay that drops them helps."""
+
+    def tar(name: str, splits: list[str], source: str = "aodraw") -> Path:
+        members = []
+        for n, split in enumerate(splits):
+            key = f"{source}-images-{n:04}-1280_0_1280_1280"
+            out = tmp_path / "picture.png"
+            Image.fromarray(np.full((40, 40, 3), 9 * n, np.uint8)).save(out)
+            fields = json.dumps({"source": source, "split": split, "name": f"images/{n:04}.ARW"})
+            members += [(f"{key}.png", out.read_bytes()), (f"{key}.json", fields.encode())]
+        return write_tar(tmp_path / name, members)
+
+    train = ["train"] * 8
+    changes: dict[str, Any] = {"objective": {"labels": 0}, "budget": {"epochs": 1}}
+    mixed = tar("mixed.tar", [*train, "test"])
+    with pytest.raises(RecipeError, match=r"1 samples are of aodraw:test.*0008-1280_0"):
+        pretrain(run_recipe(mixed, weights, **changes), tmp_path / "a", say=lambda _: None, accelerator="cpu")
+    (held,) = [batch.ids for batch in Loader(mixed, 9, shuffle=False, transform=mae(8))]
+    Overlay.write(tmp_path / "drop.parquet", "drop", held.numpy()[8:])
+    rest = {**changes, "overlay": [str(tmp_path / "drop.parquet")]}
+    for name, one in (
+        ("b", run_recipe(mixed, weights, **rest)),
+        ("c", run_recipe(mixed, weights, **{**changes, "held_out": []})),
+        ("d", run_recipe(tar("other.tar", ["test"] * 8, "inria"), weights, **changes)),
+    ):
+        told = pretrain(one, tmp_path / name, say=lambda _: None, accelerator="cpu")
+        assert told["samples"] == 8
+
+
+@pytest.mark.parametrize("view", ["packed", "aodraw_downsampled", {"planes": "demosaiced", "gamma": 2.2}])
+def test_pairs_of_raw_and_jpeg_show_one_place(weights: Path, tmp_path: Path, view: Any) -> None:
+    """A mosaic and its JPEG of the same scene, through crops, mirrors and turns; and a run learns from them."""
+    rng, members = np.random.default_rng(3), []
+    camera = {"cfa": "RGGB", "black": [512.0] * 4, "white": 16383.0, "full": 16383.0, "white_by_site": []}
+    camera |= {"white_balance": [2.0, 1.0, 1.5], "matrix": [0.0] * 9}
+    for n in range(8):
+        (top, left), (y, x) = rng.uniform(130, 300, 2), np.indices((420, 450))
+        light = 0.05 + 0.8 * np.exp(-((y - top) ** 2 + (x - left) ** 2) / 2 / 16**2)
+        picture, out = Image.fromarray((255 * light ** (1 / 2.2)).astype(np.uint8)[..., None].repeat(3, 2)), BytesIO()
+        picture.save(out, "JPEG", quality=95)
+        fields = {"width": 450, "height": 420, "camera": json.dumps(camera), "source": "aodraw", "split": "train"}
+        mosaic = (512 + light * 15871).astype(np.uint16)
+        files = (("raw", codec.encode(mosaic)), ("jpg", out.getvalue()), ("json", json.dumps(fields).encode()))
+        members += [(f"p{n}.{suffix}", data) for suffix, data in files]
+    data = write_tar(tmp_path / "pairs.tar", members)
+    augment = {"scale": [0.6, 1.0], "turns": True}
+    of = objective(weights, view=view, pairs=True, augment=augment, labels=0, image_px=64)
+    asked = of.loading()
+    loader = Loader(data, 8, transform=asked.transform, columns=asked.columns, raw=asked.raw, threads=1, seed=2)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for made in loader:
+            pictures, shown = of.both(made, 0.5, generator())
+            assert shown.shape == (8, of.bands, 64, 64)
+            assert pictures.shape == (8, 3, 64, 64)
+            there, here = centre(pictures.float().mean(1)), centre(shown[:, [1, -1]].mean(1))
+            assert (there - here).abs().max() * 64 < 0.4
+    one = run_recipe(data, weights, objective={"view": view, "pairs": True, "labels": 0}, budget={"epochs": 1})
+    assert pretrain(one, tmp_path / "run", say=lambda _: None, accelerator="cpu")["samples"] == 8
+    with pytest.raises(ValidationError, match="pairs"):
+        objective(weights, view=None, pairs=True)
+    with pytest.raises(RecipeError, match="twin"):
+        Loader(data, 8, transform=asked.transform, columns=["twin"])

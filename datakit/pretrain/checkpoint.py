@@ -19,7 +19,7 @@ FORMAT = 1
 NAME = re.compile(r"step-(\d{9})\.pt")
 FREE = {  # keys of a recipe that may change under a run: they shape neither its order nor its numbers
     *("name", "about", "data", "compile", "micro_batch", "log_every", "pictures_every", "checkpoint_every", "keep"),
-    *("max_nonfinite", "feeding.threads", "feeding.prefetch", "feeding.cache", "feeding.max_bad_share"),
+    *("held_out", "max_nonfinite", "feeding.threads", "feeding.prefetch", "feeding.cache", "feeding.max_bad_share"),
 }
 SCHEDULED = {"budget", "optimiser.warmup", "optimiser.least_rate"}  # may change with --rescale-schedule
 

@@ -17,6 +17,7 @@ from ..errors import RecipeError, ShardError
 from ..stream import Loader, Overlay, Views
 from ..stream.batch import Batch
 from ..stream.normalise import MeanStd
+from . import held_out
 from .machine import Machine
 from .prune import Pruned, Scores, prune
 from .recipe import Pretrain
@@ -40,6 +41,7 @@ class Feed:
         self.pruned, self.prunes = EVERYTHING, False
         self._batches: Iterator[Batch] | None = None
         self.loader = self.made(())
+        held_out.refuse(self.loader, recipe.held_out)
         self.numbers: MeanStd = self.loader.numbers or ((0.0,), (1.0,))
         self.whole = self.steps = self.loader.samples // recipe.batch
         if not self.whole:
@@ -63,6 +65,7 @@ class Feed:
             transform=self.transform,
             columns=self.loading.columns,
             classes=self.loading.classes,
+            raw=self.loading.raw,
             rank=self.machine.rank,
             world_size=self.machine.world_size,
             device=self.machine.device,

@@ -21,6 +21,7 @@ from ..sample import Spec
 from ..stream.augment import View, Views
 from ..stream.batch import Batch
 from ..stream.maker import Function
+from ..views import View as RawView
 
 MeanStd = tuple[Sequence[float], Sequence[float]]  # of each band, as shares of the highest level
 Share = tuple[float, float]
@@ -70,6 +71,7 @@ class Loading:
     transform: Views | Function | None
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    raw: RawView | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..errors import RecipeError
 from ..sample import Spec
 from ..stream.augment import IMAGENET, Views
 from ..stream.batch import Batch
-from ..views import View, view_of
+from ..views import FULL_SCALE, View, view_of
 from .backbone import COLOURS, Backbone
 from .develop import check, develop, mosaic_px
 from .distil import Distiller, FeatureLoss, Goals, LogitLoss, maps_and_logits, unreached
@@ -85,6 +85,10 @@ class RawDistillation(Objective):
     view: str | View | None = Field(
         "aodraw_downsampled", description="of RAW, by name or its fields; null: the picture itself, as a baseline"
     )
+    pairs: bool = Field(
+        False,
+        description="the RAW of the shards and the JPEG beside it, of builds with domain: both; none is unprocessed",
+    )
     packed: Literal["crop", "stem"] = Field(
         "crop", description="four planes of half the size: of a crop of twice the side, or with half the stem's stride"
     )
@@ -118,6 +122,8 @@ class RawDistillation(Objective):
             raise RecipeError("classes: logits and labels want classes")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise RecipeError(f"class_names: {len(self.class_names)} of {self.classes} classes")
+        if self.pairs and (self.shown is None or self.halved or any(self.augment.view(self.image_px).colours)):
+            raise RecipeError("pairs: of a view, with `packed: crop`, and without changes of colours")
         bands, _ = self.bands, self.crop_px
         if isinstance(self.normalise, MeanAndStd) and len(self.normalise.mean) != bands:
             raise RecipeError(f"normalise: {len(self.normalise.mean)} means for {bands} bands")
@@ -215,6 +221,10 @@ class RawDistillation(Objective):
 
     def loading(self) -> Loading:
         columns = ("label",) if self.labels else ()
+        if self.pairs and self.shown is not None:
+            raw = self.shown.model_copy(update={"dtype": "uint16"})
+            views = Views((self.augment.view(self.seen_px),), None)
+            return Loading(views, (*columns, "twin"), self.class_names, raw)
         return Loading(Views((self.augment.view(self.crop_px),), None), columns, self.class_names)
 
     @property
@@ -242,15 +252,23 @@ class RawDistillation(Objective):
         return develop(self.recorded(pictures, progress, generator), self.shown) / self.shown.top
 
     def losses(self, model: nn.Module, batch: Batch, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        pictures = checked_pictures(batch.images)
         with torch.no_grad():
-            seen = normalised(self.seen(pictures, progress, generator), self.numbers)
+            pictures, levels = self.both(batch, progress, generator)
+            seen = normalised(levels, self.numbers)
             taught = None
             if self.teacher is not None:
                 about = self.teacher.about
                 taught = normalised(resized(pictures, self.taught_px), (about["mean"], about["std"]))
         labels = self.labels_of(batch).to(seen.device, non_blocking=True) if self.labels else None
         return model(seen, taught, labels)  # type: ignore[no-any-return]
+
+    def both(self, batch: Batch, progress: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W) uint8, and what the student sees of the same crops, as shares of its view's top."""
+        if not self.pairs:
+            pictures = checked_pictures(batch.images)
+            return pictures, self.seen(pictures, progress, generator)
+        twins = checked_pictures(batch["twin"]).to(batch.images.device, non_blocking=True)
+        return twins, batch.images.float() / FULL_SCALE
 
     def labels_of(self, batch: Batch) -> Tensor:
         """Numbers of classes, -1 where there is none. RecipeError for others."""
@@ -265,8 +283,7 @@ class RawDistillation(Objective):
         self, module: nn.Module, batch: Batch, progress: float, generator: torch.Generator, numbers: MeanStd
     ) -> NDArray[np.uint8]:
         """A row a sample: the picture, and what the student sees of it."""
-        crops = checked_pictures(batch.images[:SHOWN])
-        seen = self.seen(crops, progress, generator)
+        crops, seen = (of[:SHOWN] for of in self.both(batch, progress, generator))
         seen = torch.stack([seen[:, 0], seen[:, [1, -1]].mean(1), seen[:, 2]], 1) if self.bands == 4 else seen
         made = torch.cat([resized(crops, self.seen_px), seen], 3).clamp(0, 1)
         return (made * 255).round().byte().permute(0, 2, 3, 1).flatten(0, 1).cpu().numpy()

@@ -84,6 +84,10 @@ class Pretrain(Spec):
     seed: int = Field(0, ge=0)
     data: str | tuple[str, ...] | dict[str, float] = Field(description="shards: one set, tars, or sets by weight")
     overlay: tuple[str, ...] = Field((), description="files that drop, keep or weigh samples")
+    held_out: tuple[str, ...] = Field(
+        ("aodraw:test",),
+        description="splits that training must not see, as source:split",
+    )
     objective: Kinds
     budget: Budget
     batch: int = Field(gt=0, description="samples of a step, of all ranks together")

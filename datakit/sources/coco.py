@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
+from .. import shots
 from ..boxes import Box, rectangle, scaled
 from ..errors import SourceError
 from ..sample import Sample
@@ -67,6 +68,12 @@ class Coco:
         tags = about.get("tag", [])
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise SourceError(f"{self._path}, image {about['id']!r:.40}: expected tag [text, …], found {tags!r:.80}")
+        size = about.get("width", image.width), about.get("height", image.height)
+        if image.format == shots.FORMAT and not self._reduced and size != (image.width, image.height):
+            where = f"{self._path}, image {about['id']!r:.40}"
+            raise SourceError(
+                f"{where}: boxes of {size[0]} x {size[1]} px, where it has {image.width} x {image.height}"
+            )
         if self._reduced:
             across, down = (number(self._path, about.get(side)) for side in ("width", "height"))
             boxes = scaled(boxes, image.width / across, image.height / down)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -85,13 +85,15 @@ def read_lists(root: Root, variant: str) -> Lists:
         raise SourceError(
             f"{root / list_names(variant)['classes']}: expected one class a line, each once, as n01443537"
         )
-    of = {
-        split: [_line(root / list_names(variant)[split], line, wnids) for line in some] for split, some in lines.items()
-    }
+    known = frozenset(wnids)
+    of = {}
+    for split, some in lines.items():
+        path = root / list_names(variant)[split]
+        of[split] = [_line(path, line, known) for line in some]
     return Lists(wnids, of, files)
 
 
-def _line(path: Root, line: str, wnids: Sequence[str]) -> Listed:
+def _line(path: Root, line: str, wnids: frozenset[str]) -> Listed:
     """`SOURCE TARGET` of a mapping, both a folder of a class and a file; in other lists only the first tells."""
     words = [word for word in map(LINE.fullmatch, line.split(" ")) if word]
     if not 0 < len(words) == line.count(" ") + 1 <= 2:

@@ -213,10 +213,11 @@ class Scan(Labels):
         split = whose.pop("split", "") or known.split or said.split
         part.silent.update((source, split) for source in silent)
         whole = Window(0, 0, known.width, known.height)
+        least = 0.0 if known.format in shots.FORMATS_OF_SHOTS else boxes.MIN_IOF  # AODRaw's rule is of windows alone
         return replace(
             known,
             label=said.label,
-            boxes=boxes.dumps(boxes.through(said.boxes, whole)),
+            boxes=boxes.dumps(boxes.through(said.boxes, whole, least)),
             captions=said.captions,
             mask=said.mask,
             tags=said.tags,

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO, ClassVar
@@ -95,9 +95,9 @@ class Cut(Spec):
 
     def with_boxes(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
         """What is found of the windows of one image; with `boxed`, those of nothing but crowds are not looked at."""
-        shown = [w for w in windows if not self.boxed or any(not box.ignore for box in boxes.loads(w.boxes))]
-        found = iter(self.image(shown, part, spool) if shown else ())
-        return [next(found) if w in shown else {"dropped": "no_boxes"} for w in windows]
+        shows = [not self.boxed or any(not box.ignore for box in boxes.loads(w.boxes)) for w in windows]
+        found = iter(self.image([*compress(windows, shows)], part, spool) if any(shows) else ())
+        return [next(found) if it_does else {"dropped": "no_boxes"} for it_does in shows]
 
     def image(self, windows: list[Sample], part: Part, spool: IO[bytes]) -> list[Found]:
         """What is found of the windows of one image, their bytes in the spool.
@@ -131,13 +131,9 @@ class Cut(Spec):
         levels = self.encode.keeps_levels
         if levels:
             self._check_bands(windows)
-        if self.shots != (first.format in FORMATS_OF_SHOTS):
-            raise NotShown(
-                "no_camera_raw" if self.shots else "camera_raw", "set `view` to read camera RAW, and no other"
-            )
-        published = self.encode.format == "npy"
-        limits = (self.narrow, self.max_pixels)
-        reader = Reader(part.root(first), part.aside, *limits, self.measure, levels, published)
+        self._check_kind(first)
+        how = (part.aside, self.narrow, self.max_pixels, self.measure, levels, self.encode.format == "npy")
+        reader = Reader(part.root(first), *how)
         scene = Scene(first, levels) if self.measure and first.window else None
         puzzle = Puzzle([in_reduced(s) for s in windows])
         tiles: dict[int, Found] = {}
@@ -158,6 +154,11 @@ class Cut(Spec):
                 found.update(signed)
         return [tiles[n] for n in range(len(windows))]
 
+    def _check_kind(self, sample: Sample) -> None:
+        """NotShown where a set of pictures meets camera RAW, or the other way round: a set has one kind."""
+        if self.shots != (sample.format in FORMATS_OF_SHOTS):
+            raise NotShown("no_camera_raw" if self.shots else "camera_raw", "`view` reads camera RAW, and no other")
+
     def _check_bands(self, windows: list[Sample]) -> None:
         """NotShown or TooLarge where tiles of all bands cannot be stored."""
         bands = len(windows[0].bands)
@@ -171,8 +172,7 @@ class Cut(Spec):
         levels = self.encode.keeps_levels
         found: Found = {"narrowed": piece.narrowed, **(measured(sample, piece, levels) if self.measure else {})}
         if piece.shot is not None:
-            window = sample.window or Window(0, 0, sample.image_width, sample.image_height)
-            found.update(camera=piece.shot.camera_json(window), pair_shift_px=piece.shot.shift_px)
+            found.update(piece.shot.fields(sample))
         if levels:
             return found, self.encode.levels(levels_of(sample, piece), sample.bands)
         if piece.stored is not None and self.copy_jpeg and self.encode.format == "jpeg":
@@ -195,7 +195,11 @@ class Sign(Cut):
     @classmethod
     def as_in(cls, cut: Cut) -> Sign:
         """What a build finds: digests are of levels where its tiles keep them."""
-        return cls(narrow=cut.narrow, encode=Encode(format="tiff16" if cut.encode.keeps_levels else "png"))
+        encode = Encode(format="tiff16" if cut.encode.keeps_levels else "png")
+        return cls(narrow=cut.narrow, encode=encode, shots=cut.shots)
+
+    def _check_kind(self, sample: Sample) -> None:
+        """Any kind will do: a JPEG may be held out of a set of camera RAW."""
 
     def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
         return measured(sample, piece, self.encode.keeps_levels), b""

@@ -14,11 +14,13 @@ from .. import boxes
 from ..errors import RecipeError
 from . import seen
 from .augment import Crop, View
+from .decode import Decoder
 from .device import together
 from .mosaics import Mosaics
 from .tars import Tars
 
-PER_VIEW = ("gsd_m", "boxes", "mask")
+PER_VIEW = ("gsd_m", "boxes", "mask", "twin")
+TWIN = "jpg"  # member: the camera's JPEG beside a mosaic
 
 
 class Columns:
@@ -27,8 +29,9 @@ class Columns:
     label: an int of the member `cls`, or the JSON's text; by `classes`, names in the order of their numbers, that
     number, -1 where there is none. gsd_m: metres of a pixel of the view, NaN where unknown. boxes: a list of
     `datakit.boxes.Box` in px of the view. mask: (B, h, w) classes of the view's pixels, from `seg.png` or `mask.png`.
+    twin: of camera RAW with views that change no colours, the JPEG beside it, (B, 3, h, w) uint8 of the same crop.
     captions: a list of texts. json: all fields. Any field of the JSON; any member by its suffix, as bytes. Of several
-    views, gsd_m, boxes and mask have one value each.
+    views, gsd_m, boxes, mask and twin have one value each.
     """
 
     def __init__(
@@ -45,6 +48,9 @@ class Columns:
         self.mask = next((name for name in seen.MASKS if name in members), "")
         there = members | ({"mask"} if self.mask else set()) | ({"label"} if "cls" in members else set())
         self.needs_json = "json" in members and any(name not in there or name == "json" for name in names)
+        self.decoder = Decoder()
+        if "twin" in names and (raw is None or not views or TWIN not in members or any(any(v.colours) for v in views)):
+            raise RecipeError(f"columns: twin: wants raw, views that leave colours as they are, and a member {TWIN}")
         for name in names:
             if name not in there and (not self.needs_json or name == "mask"):
                 raise RecipeError(f"columns: {name}: samples of these tars have {', '.join(sorted(members))}")
@@ -68,6 +74,8 @@ class Columns:
             found = boxes.loads(text) if isinstance(text := fields.get("boxes", "[]"), str) else []
             found = self.raw.boxes(found, fields) if self.raw else found
             return [seen.boxes(found, v, c) for v, c in zip(self.views, crops, strict=True)] if self.views else [found]
+        if name == "twin":
+            return self.twins(tars, row, crops, fields)
         if name == "mask":
             return self.masks(tars, row, crops)
         if name == "captions" and isinstance(fields.get(name), str):
@@ -86,6 +94,14 @@ class Columns:
         if not self.views:
             return [classes]
         return [seen.mask(classes, view, crop) for view, crop in zip(self.views, crops, strict=True)]
+
+    def twins(self, tars: Tars, row: int, crops: list[Crop], fields: dict[str, Any]) -> list[Any]:
+        """The JPEG of the frame that a view of camera RAW shows, through each view."""
+        if self.raw is None or not tars.has(row, TWIN):
+            raise ValueError(f"no {TWIN}")
+        levels = self.decoder(tars.read(row, TWIN))
+        frame = self.raw.size(fields)
+        return [seen.twin(levels, view, crop, frame) for view, crop in zip(self.views, crops, strict=True)]
 
     def gsd_m(self, fields: dict[str, Any], view: int, crop: Crop) -> float:
         """Metres a pixel of a view; NaN where they are not known."""

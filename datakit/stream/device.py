@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,27 +13,36 @@ from numpy.typing import NDArray
 
 from .augment import Scaled
 
+NONE: Mapping[int, Any] = MappingProxyType({})
+
 
 class Device:
-    """Puts the pixels of batches on a device. `cuda`: whether it is a GPU."""
+    """Puts the pixels of batches on a device. `cuda`: whether it is a GPU. decodes: images are made there."""
 
-    def __init__(self, name: str | torch.device) -> None:
-        self.device = torch.device(name)
+    def __init__(self, name: str | torch.device, decodes: bool = False) -> None:
+        self.device, self.decodes = torch.device(name), decodes
         self.cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if self.cuda else None  # type: ignore[no-untyped-call]
 
     def made_as(self, scaled: Scaled, levels: np.dtype[Any]) -> tuple[Scaled, np.dtype[Any]]:
         """How threads make pixels, and of which dtype: a GPU gets levels, a quarter of the bytes."""
-        plain = scaled == Scaled()
-        return (Scaled(), levels) if self.cuda or plain else (scaled, np.dtype(np.float32))
+        plain = scaled == Scaled() or self.cuda or self.decodes
+        return (Scaled(), levels) if plain else (scaled, np.dtype(np.float32))
 
-    def put(self, pixels: NDArray[Any] | torch.Tensor, scaled: Scaled) -> torch.Tensor:
-        """(B, C, H, W) on the device; on a GPU the copy may still run: `ready` waits for it."""
+    def put(
+        self, pixels: NDArray[Any] | torch.Tensor, scaled: Scaled, made: Mapping[int, Callable[[], torch.Tensor]] = NONE
+    ) -> torch.Tensor:
+        """(B, C, H, W) on the device; on a GPU the copy may still run: `ready` waits for it.
+
+        made: makes the levels of some slots there, (C, H, W).
+        """
         host = torch.as_tensor(pixels)
-        if self.stream is None:
+        if self.stream is None and not self.decodes:
             return host
         with torch.cuda.stream(self.stream):
             levels = host.to(self.device, non_blocking=True)
+            for slot, make in made.items():
+                levels[slot] = make()
             if scaled == Scaled():
                 return levels
             mul, add = (torch.from_numpy(v).to(self.device).view(1, -1, 1, 1) for v in scaled.of(pixels.shape[1]))

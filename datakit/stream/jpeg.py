@@ -186,7 +186,8 @@ class Crops:
 
         None if it is of another kind, damaged as far as it was looked at, or ends early. Good until the next call.
         """
-        if (about := header(data)) is None:
+        about = header(data)
+        if about is None or box[2] > about.width or box[3] > about.height:  # libjpeg may have read another size
             return None
         wide, high = about.across, about.down
         across, down = -(-about.width // (SIDE * wide)), -(-about.height // (SIDE * high))

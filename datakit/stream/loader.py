@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError, ShardError
 from ..views import View as RawView
+from . import ondevice
 from .ahead import Ahead, check_room, read_bytes
 from .augment import LEVELS, View, Views
 from .batch import Batch, Buffers
@@ -54,6 +55,14 @@ class Report:
         return dict(sorted(Counter((bad.shard, bad.reason) for bad in self.replaced).items()))
 
 
+def filled(source: Source, cache: Cache | str | Path | None) -> Tars:
+    """The set that a loader reads; ShardError if it has no samples."""
+    tars = opened(source, cache)
+    if not len(tars):
+        raise ShardError(f"{source}: no samples")
+    return tars
+
+
 def pictures(
     transform: Views | Function | None, tars: Tars, live: Live
 ) -> tuple[tuple[View, ...], MeanStd | None, Function | None]:
@@ -83,6 +92,7 @@ class Loader:
     which of a remote set are 4 GB by default, the next fetched while one is used; the cache must have room for two.
     repeats: crops that an epoch has of each image, decoded once, spread over repeat_window batches, see `repeats`.
     raw: of camera RAW what a view makes of it, by name or as a `datakit.views.View`: "packed", "demosaiced", "srgb", …
+    decode: "device" decodes JPEG there (nvJPEG), where cores are few: see `ondevice`.
     prefetch: batches that are made while one is used. max_bad_share: of the samples; if more cannot be used, the epoch
     ends in an error.
     """
@@ -110,14 +120,13 @@ class Loader:
         overlay: str | Path | Overlay | Sequence[str | Path | Overlay] = (),
         cache: Cache | str | Path | None = None,
         raw: str | RawView | None = None,
+        decode: Literal["threads", "device"] = "threads",
     ) -> None:
-        self.tars = opened(source, cache)
-        if not len(self.tars):
-            raise ShardError(f"{source}: no samples")
+        self.tars = filled(source, cache)
         self.batch_size, self.seed, self.shuffle, self.prefetch = batch_size, seed, shuffle, max(prefetch, 1)
         self.rank, self.world_size = ranks(rank, world_size)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.device = Device(device)
+        self.device = Device(device, decode == "device")
         self.remainder: Remainder = remainder or ("drop" if shuffle else "pad")
         self.live = Live(self.tars, overlays_of(overlay))
         self.block = check_room(self.tars, self.live.sizes, block_bytes, shuffle)
@@ -126,7 +135,8 @@ class Loader:
         self.columns = Columns(columns, classes, self.views, self.tars, self.raw)
         self.most_bad = max(int(max_bad_share * len(self.live)), 1)
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
-        self.repeats, self.decoder, self.buffers = repeats, Decoder(), Buffers(self.device.cuda)
+        self.decoder = ondevice.left(self.views, repeats, raw) if self.device.decodes else Decoder()
+        self.repeats, self.buffers = repeats, Buffers(self.device.cuda)
         self.epoch, self.position = 0, 0  # where the next iteration begins
         self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
@@ -290,7 +300,8 @@ class Loader:
         began = time.perf_counter()
         there = slots.rows >= 0
         if slots.pixels:
-            images = [self.device.put(pixels, maker.scale) for pixels in slots.pixels]
+            made = ondevice.made(maker, slots, self.device)
+            images = [self.device.put(pixels, maker.scale, by) for pixels, by in zip(slots.pixels, made, strict=True)]
         else:
             images = [self.device.put(together(self.with_empty(maker, slots.images)), LEVELS)]
         self.device.ready(images)

@@ -16,6 +16,7 @@ from .augment import Crop, Drawn, Scaled, View
 from .decode import Decoder, Levels, Unreadable
 from .jpeg import Box
 from .mosaics import Mosaics, fields_of
+from .ondevice import Encoded
 from .overlay import Picked
 from .repeats import Repeated, Shared
 from .tars import Tars
@@ -57,7 +58,7 @@ class Slots:
     rows: NDArray[np.int64]  # what is there in the end; -1: an empty slot
     pixels: list[NDArray[Any]]
     crops: NDArray[np.int32]  # (B, V, 6), see Crop
-    images: list[Any]  # where there are no pixels
+    images: list[Any]  # where there are no pixels; or JPEGs that the device decodes
     columns: list[Any]
     bad: list[Bad] = field(default_factory=list)
     seconds: list[tuple[float, ...]] = field(default_factory=list)  # of a sample in each of STAGES
@@ -162,7 +163,11 @@ class Maker:
         return min(view.reduction(crop) for view, crop in pairs), box
 
     def cut(self, slots: Slots, slot: int, shown: Shown, drawn: Drawn) -> list[Crop]:
-        if self.views:
+        if isinstance(shown.levels, Encoded):
+            pairs = zip(self.views, drawn.numbers, strict=True)
+            crops = [view.crop_of(shown.width, shown.height, numbers) for view, numbers in pairs]
+            slots.images[slot] = shown.levels.data
+        elif self.views:
             crops = self.render(shown, drawn, [pixels[slot] for pixels in slots.pixels], self.made)
         else:
             crops = [Crop(0, 0, shown.width, shown.height)]

@@ -56,10 +56,14 @@ class Mosaics:
     def boxes(self, found: list[Box], fields: dict[str, Any]) -> list[Box]:
         """Boxes of a sample in px of the view."""
         width, height = int(fields["width"]), int(fields["height"])
+        across, down = self.size(fields)
+        return found if (across, down) == (width, height) else scaled(found, across / width, down / height)
+
+    def size(self, fields: dict[str, Any]) -> tuple[int, int]:
+        """Width and height of what the view shows of a sample."""
         stored_third = float(fields.get("scale", 1.0)) == 3.0
         view = self.view.model_copy(update={"scale": 1}) if stored_third else self.view
-        across, down = view.size(width, height)
-        return found if (across, down) == (width, height) else scaled(found, across / width, down / height)
+        return view.size(int(fields["width"]), int(fields["height"]))
 
 
 def mosaics_of(view: str | View | None, crops: bool) -> Mosaics | None:

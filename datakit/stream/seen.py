@@ -16,7 +16,8 @@ from .. import ids
 from ..boxes import Box
 from ..sample import Window
 from . import resample
-from .augment import Crop, View, middle, middle_size
+from .augment import LEVELS, Crop, View, middle, middle_size
+from .decode import Levels
 
 MASKS = ("seg.png", "mask.png")  # members that hold classes, the first there is
 Point = tuple[float, float]
@@ -58,6 +59,18 @@ def mask_of(data: bytes) -> NDArray[Any]:
     if classes.ndim == 3:
         return ids.of_colours(classes).astype(np.int64)
     return np.ascontiguousarray(classes, np.uint8 if classes.dtype in (np.bool_, np.uint8) else np.int32)
+
+
+def twin(levels: Levels, view: View, crop: Crop, frame: tuple[int, int]) -> NDArray[Any]:
+    """What a view shows of a picture (H, W, C) that has the frame of another of so many px, width and height, of which
+    it shows `crop`: (C, size_px, size_px)."""
+    across, down = levels.shape[1] / frame[0], levels.shape[0] / frame[1]
+    left, top = round(crop.left * across), round(crop.top * down)
+    right, bottom = round((crop.left + crop.width) * across), round((crop.top + crop.height) * down)
+    own = crop._replace(left=left, top=top, width=max(right - left, 1), height=max(bottom - top, 1))
+    out = np.empty((levels.shape[2], view.size_px, view.size_px), levels.dtype)
+    view.render(levels, own, np.empty(0), LEVELS, out)
+    return out
 
 
 def mask(classes: NDArray[Any], view: View, crop: Crop) -> NDArray[Any]:
