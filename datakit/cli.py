@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_evaluate, cli_export, cli_map, cli_pretrain, cli_raw, cli_stream
+from . import __version__, cli_evaluate, cli_export, cli_forms, cli_map, cli_pretrain, cli_raw, cli_stream
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
     cli_map.add(verbs)
+    cli_forms.add(verbs)
     cli_stream.add(verbs)
     cli_pretrain.add(verbs)
     cli_export.add(verbs)
