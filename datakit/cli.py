@@ -82,13 +82,8 @@ def parser() -> argparse.ArgumentParser:
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    cli_map.add(verbs)
-    cli_forms.add(verbs)
-    cli_stream.add(verbs)
-    cli_pretrain.add(verbs)
-    cli_export.add(verbs)
-    cli_raw.add(verbs)
-    cli_evaluate.add(verbs)
+    for more in (cli_map, cli_forms, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate):
+        more.add(verbs)
     return top
 
 

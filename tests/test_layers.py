@@ -19,7 +19,7 @@ LAYERS = [
     "narrow scales piece raw",
     "image place staging stars looks footprints dng views",
     "shots noise",
-    "pixels masks folders ground rules",
+    "pixels masks folders ground rules sides",
     "sources stages run",
     "dropped",
     "engine recipe pictures listing card tables semantic crowd",
