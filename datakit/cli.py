@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_evaluate, cli_export, cli_pretrain, cli_raw, cli_stream, cli_verify
+from . import (
+    __version__,
+    cli_evaluate,
+    cli_export,
+    cli_forms,
+    cli_map,
+    cli_pretrain,
+    cli_raw,
+    cli_stream,
+    cli_verify,
+)
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
@@ -82,12 +92,8 @@ def parser() -> argparse.ArgumentParser:
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    cli_verify.add(verbs)
-    cli_stream.add(verbs)
-    cli_pretrain.add(verbs)
-    cli_export.add(verbs)
-    cli_raw.add(verbs)
-    cli_evaluate.add(verbs)
+    for more in (cli_map, cli_forms, cli_verify, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate):
+        more.add(verbs)
     return top
 
 

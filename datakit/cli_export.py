@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import cli_raw
+from . import cli_forms, cli_raw
 
 Verbs = Any  # argparse names this class with an underscore
 
@@ -18,6 +18,7 @@ def add(verbs: Verbs) -> None:
     kinds = export.add_subparsers(dest="what", metavar="KIND", required=True)
     encoder_arguments(kinds)
     cli_raw.add_export(kinds)
+    cli_forms.add_export(kinds)
 
 
 def encoder_arguments(kinds: Verbs) -> None:

@@ -25,6 +25,7 @@ from .recipe import Recipe
 from .remote import Root
 from .run import Funnel, read_done
 from .sample import SCHEMA, digest, mix64
+from .sides import PLACED
 from .stages.shards import Reach, Rows, ShardJob, order, pick
 
 FEW = ("source", "split", "staged")  # texts of which there are few: kept as numbers
@@ -50,12 +51,21 @@ def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
     rows, columns = kept_rows(parts, decided)
     ids, sources = columns.column("id").to_numpy(), names_of(columns.column("source"))
     entropy = columns.column("entropy_bits").to_numpy().astype(float)
-    reasons = recipe.subset.reasons(ids, sources, entropy, recipe.seed)
+    reasons, split, placed = np.full(len(ids), "", object), recipe.subset.split, None
+    if split:
+        placed = rows.read(PLACED)
+        side, reasons = split.sides(placed, recipe.seed)
+        at = columns.schema.get_field_index("split")
+        columns = columns.set_column(at, "split", pa.array(side, pa.string()).dictionary_encode())
+    left_in = np.flatnonzero(reasons == "")
+    reasons[left_in] = recipe.subset.reasons(ids[left_in], sources[left_in], entropy[left_in], recipe.seed)
     by_order = order(ids, recipe.seed)
     out = np.asarray(reasons != "", bool)[by_order]
     stays, goes = by_order[~out], by_order[out]
     if not len(stays):
         raise StageError("nothing is left: `subset` leaves out every tile; raise its count, shares or caps")
+    if split and placed is not None:
+        split.check(placed.take(pa.array(stays)), side[stays])
     taken = disk.ahead(lambda column: column.take(pa.array(stays)), columns.columns)
     chosen, why = pa.table([*taken], columns.column_names), pa.array(reasons[goes], pa.string())
     left = counted(chosen.column("source"))
@@ -175,13 +185,14 @@ def shard_jobs(recipe: Recipe, chosen: Chosen, out: Root, work: Path) -> list[Sh
     """The shards of each split, each with the digest of all that it is made of."""
     size, ids = (chosen.columns.column(name).to_numpy() for name in ("staged_bytes", "id"))
     splits = chosen.columns.column("split").combine_chunks()
-    names = [recipe.shards.split] if recipe.shards.split else sorted(counted(splits))
+    one = "" if recipe.subset.split else recipe.shards.split
+    names = [one] if one else sorted(counted(splits))
     suffixes = recipe.members()
     parts = tuple(str(p.relative_to(work)) for p in chosen.rows.parts)
     changes, reach = Changes(chosen.changes, ids, recipe.seed), Reaches(chosen.columns)
     jobs = []
     for split in names:
-        members = np.arange(len(ids)) if recipe.shards.split else np.flatnonzero(pc.equal(splits, split))
+        members = np.arange(len(ids)) if one else np.flatnonzero(pc.equal(splits, split))
         cuts = recipe.shards.cuts(int(size[members].sum()), len(members))
         for n, (low, high) in enumerate(pairwise(cuts)):
             name, mine = f"{recipe.name}-{split or 'unsplit'}-{n:06d}.tar", members[low:high]

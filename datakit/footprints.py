@@ -1,4 +1,4 @@
-"""Which footprints overlap on the map: quadrilaterals of lon, lat, compared on the sphere, which has no date line."""
+"""Which footprints overlap or are near: quadrilaterals of lon, lat, compared on the sphere, which has no date line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 AT_ONCE = 1 << 16  # footprints that are looked up together
 CORNERS = 32  # the most that a polygon may get while it is clipped: 4 become 8 at most, unless one is not convex
+EARTH_KM = 6371.0088  # mean radius, IUGG; distances on the sphere are within 0.6 % of those on the ellipsoid
 FAR = 0.5  # of the earth's radius: footprints larger than that (29 degrees) are not compared by their corners
 
 
@@ -55,6 +56,50 @@ def overlap_shares(one: Floats, other: Floats) -> Floats:
     return shares
 
 
+def comparable(corners: Floats) -> NDArray[np.bool_]:
+    """Which footprints, (N, 8), are small enough to be compared by their corners: (N,)."""
+    out: NDArray[np.bool_] = _balls(on_sphere(corners.reshape(-1, 4, 2)))[1] < FAR
+    return out
+
+
+def near(one: Floats, other: Floats, limit_km: float) -> NDArray[np.bool_]:
+    """Which of `other` overlap one of `one`, or are nearer to it than so many km: (A, 8), (B, 8) -> (B,).
+
+    Distances are those of the nearest points, sides being great circles.
+    """
+    ours, theirs = (on_sphere(each.reshape(-1, 4, 2)) for each in (one, other))
+    (centre, _), (middle, _) = _balls(ours), _balls(theirs)
+    angle = limit_km / EARTH_KM
+    chord = 2 * np.sin(angle / 2)
+    out = np.zeros(len(other), bool)
+    for first, second in _near(ours, theirs, float(chord)):
+        out[second[np.linalg.norm(centre[first] - middle[second], axis=1) < chord]] = True
+        for begin in range(0, len(first), AT_ONCE):
+            some = slice(begin, begin + AT_ONCE)
+            a, b = (rows[some][~out[second[some]]] for rows in (first, second))
+            close = _shares(ours, theirs, a, b, False) > 0
+            if limit_km:
+                close |= np.minimum(_angles(ours[a], theirs[b]), _angles(theirs[b], ours[a])) < angle
+            out[b[close]] = True
+    return out
+
+
+def _angles(points: Floats, quads: Floats) -> Floats:
+    """The least angle between the corners of one quadrilateral and the sides of another, (M, 4, 3) each: (M,), rad."""
+    least = np.full(len(points), np.inf)
+    for k in range(4):
+        a, b = quads[:, k, None], quads[:, (k + 1) % 4, None]
+        pole = np.cross(a, b)
+        length = np.linalg.norm(pole, axis=2)
+        before = (np.cross(pole, a) * points).sum(axis=2) >= 0
+        after = (np.cross(b, pole) * points).sum(axis=2) >= 0
+        off = np.abs((points * pole).sum(axis=2)) / np.maximum(length, 1e-300)
+        beside = np.where(before & after & (length > 0), np.arcsin(np.minimum(off, 1)), np.inf)
+        corner = 2 * np.arcsin(np.minimum(np.linalg.norm(points - a, axis=2) / 2, 1))
+        least = np.minimum(least, np.minimum(beside, corner).min(axis=1))
+    return least
+
+
 def _balls(corners: Floats) -> tuple[Floats, Floats]:
     """Centre (N, 3) and radius (N,) of balls around corners, (N, 4, 3)."""
     centre = corners.mean(axis=1)
@@ -62,8 +107,11 @@ def _balls(corners: Floats) -> tuple[Floats, Floats]:
     return centre, np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1, initial=0.0)
 
 
-def _near(ours: Floats, theirs: Floats) -> Iterator[tuple[Ints, Ints]]:
-    """Pairs whose balls meet. Ours are sorted into trees by size, so that a large one makes no others look near."""
+def _near(ours: Floats, theirs: Floats, beyond: float = 0.0) -> Iterator[tuple[Ints, Ints]]:
+    """Pairs whose balls meet, or are no farther apart than `beyond`.
+
+    Ours are sorted into trees by size, so that a large one makes no others look near.
+    """
     centre, radius = _balls(ours)
     middle, reach = _balls(theirs)
     level = np.frexp(radius)[1]
@@ -75,11 +123,11 @@ def _near(ours: Floats, theirs: Floats) -> Iterator[tuple[Ints, Ints]]:
         for start in range(0, len(theirs), AT_ONCE):
             some = np.arange(start, min(start + AT_ONCE, len(theirs)))
             some = some[reach[some] < FAR]
-            found: Any = tree.query_ball_point(middle[some], reach[some] + 2.0**size)
+            found: Any = tree.query_ball_point(middle[some], reach[some] + 2.0**size + beyond)
             second = np.repeat(some, np.fromiter(map(len, found), np.int64, len(some)))
             first = mine[np.fromiter(chain.from_iterable(found), np.int64, len(second))]
             apart = np.linalg.norm(centre[first] - middle[second], axis=1)
-            meet = apart <= radius[first] + reach[second]
+            meet = apart <= radius[first] + reach[second] + beyond
             yield first[meet], second[meet]
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .engine import Engine
@@ -18,12 +14,12 @@ from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
 from .looks import PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
-from .remote import Root, root_of
+from .remote import Root
 from .sample import Window, make_key
+from .samples import Samples
 from .signing import Signed, any_images, files_at, sign
 from .stages.cut import Cut, Sign
 from .stages.dedup import Dedup
-from .stages.shards import Rows
 from .stages.slice import Grid, Slice
 from .validate import validate
 
@@ -53,27 +49,14 @@ class Query:
         gsd_m = plain["slice"].get("gsd_m")
         self.slice = Slice(grid=validate(Grid, grid, "manifest.json: slice.grid"), gsd_m=gsd_m)
         self.sources = {source["name"]: source["collection"] for source in recipe["sources"]}
-        where = root_of(out)
-        where = (where if where.is_dir() else where.parent) / "samples.parquet"
+        self.samples = Samples(out)
         try:
-            self.path = self._here(where)
-            file = pq.ParquetFile(self.path)
-            groups = range(file.num_row_groups)
             self.signatures = {
-                level: np.concatenate([_first(file.read_row_group(n, [names[0]]), names[0]) for n in groups])
+                level: np.concatenate([_first(piece, names[0]) for _, piece in self.samples.pieces([names[0]])])
                 for level, names in LEVELS
             }
-        except (OSError, ValueError, KeyError, pa.ArrowException) as exc:
-            raise ShardError(f"{where}: {exc}. Build the set again to rewrite it") from None
-
-    def _here(self, path: Root) -> Path:
-        """The path itself, or a copy of what lies in a store, which lasts as long as this does."""
-        if isinstance(path, Path):
-            return path
-        folder = Path(tempfile.mkdtemp(prefix="datakit-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        (folder / path.name).write_bytes(path.read_bytes())
-        return folder / path.name
+        except ValueError as exc:
+            raise ShardError(f"{self.samples.where}: {exc}. Build the set again to rewrite it") from None
 
     def ask(self, looks: Looks, levels: tuple[str, ...], radius_bits: int | None = None) -> list[Hit]:
         """What one picture looks like, nearest first: images once each, and tiles. looks: of the picture alone."""
@@ -83,7 +66,7 @@ class Query:
             if level not in levels:
                 continue
             rows, places, bits = scan(self.signatures[level], looks.signatures[0], radius)
-            found = self.read(rows, ["key", "source", "name", *names])
+            found = self.samples.read(rows, ["key", "source", "name", *names])
             theirs = Looks.of(found, names)
             back = np.array(BACK)[places]
             alike = theirs.agree(
@@ -99,12 +82,6 @@ class Query:
         for hit in sorted(hits, key=lambda h: (not h.equal, h.bits, h.level, h.key, h.turned)):
             nearest.setdefault((hit.level, hit.key), hit)
         return list(nearest.values())
-
-    def read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Columns of some samples."""
-        if not len(rows):
-            return pq.ParquetFile(self.path).schema_arrow.empty_table().select(columns)
-        return Rows((self.path,), np.zeros(len(rows), np.int32), rows).read(columns)
 
     def sign(self, path: Path, window: Window | None = None, source: str = "") -> Signed:
         """How an image looks, or a window of it; SourceError where it cannot be read.

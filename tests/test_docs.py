@@ -30,6 +30,7 @@ from datakit.pretrain.raw_distill import Curriculum, RawDistillation, Teacher
 from datakit.pretrain.recipe import Budget, Feeding, Optimiser, Pretrain, Prune
 from datakit.pretrain.unprocess import Camera
 from datakit.sample import Spec
+from datakit.sides import Split
 from datakit.stages.dedup import Dedup
 from datakit.stages.protect import Protect
 from datakit.stages.same_place import SamePlace
@@ -211,6 +212,18 @@ def test_commands_about_training_are_those_there_are(page: str) -> None:
         args = parser().parse_args(shlex.split(command))
         if args.verb == "pretrain":
             Pretrain.load(args.recipe)
+
+
+def test_commands_about_places_are_those_there_are() -> None:
+    text = (DOCS / "places.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^datakit ([^#\n]*)", text, re.MULTILINE)
+    assert len(commands) == 10
+    for command in commands:
+        parser().parse_args(shlex.split(command))
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    split = Split.model_validate(yaml.safe_load(recipe)["subset"]["split"])
+    assert set(split.shares) == {"train", "val"}
+    assert all(f"| `{name}` |" in text for name in Split.model_fields)
 
 
 def test_the_recipes_of_the_page_are_those_there_are() -> None:

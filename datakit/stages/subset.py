@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ..buckets import argsort
 from ..sample import Spec, mix64
+from ..sides import Split
 
 
 class Subset(Spec):
@@ -19,6 +20,7 @@ class Subset(Spec):
     per_source: at most so many of a source, the first in that order. cap: {flat: 0.05}: at every point of the order
     flat tiles are at most this share of what came so far, so every subset obeys it. Subsets that differ in
     per_source alone are nested where there is no cap: with fewer tiles of one source, flat ones of another may get in.
+    split: sides by place, made of all samples before any of these is left out; they name the shards.
     """
 
     VERSION: ClassVar[int] = 1
@@ -27,6 +29,7 @@ class Subset(Spec):
     share: float | None = Field(None, gt=0, le=1)
     per_source: dict[str, int] = {}
     cap: dict[str, float] = Field({}, description="flat: largest share of flat tiles (open sea, snow, desert)")
+    split: Split | None = Field(None, description="geographic: by block or by scene; instead of shards.split")
     flat_entropy_bits: float = Field(4.0, gt=0, le=8, description="tiles with less luma entropy count as flat")
 
     @model_validator(mode="after")
