@@ -166,19 +166,21 @@ def run(command: list[str], scratch: Path) -> list[str]:
         env={**there, **offline},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 
 
+def is_there(reader: str) -> bool:
+    """Old torchdata cannot be installed beside what else is tested; the others always are."""
+    return reader != "torchdata.datapipes" or importlib.util.find_spec(reader) is not None
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", [name for name in READERS if is_there(name)])
 def test_every_reader_reads_the_same(sets: dict[str, Path], tmp_path: Path, reader: str, kind: str) -> None:
     """Split by split, as a set is read."""
-    top = reader.partition(".")[0]
-    if importlib.util.find_spec(top) is None or importlib.util.find_spec(reader) is None:
-        pytest.skip(f"{reader} is not installed")
     out = sets[kind]
     manifest = Manifest.load(out)
     for n, split in enumerate(dict.fromkeys(shard.split for shard in manifest.shards)):

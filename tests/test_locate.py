@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -186,7 +187,6 @@ def test_the_file_is_geoparquet(tiles: Path, world: Path) -> None:
 
 
 def test_geopandas_reads_it(tiles: Path) -> None:
-    geopandas = pytest.importorskip("geopandas")
     frame = geopandas.read_parquet(tiles)
     table = pq.read_table(tiles)
     assert frame.crs == "OGC:CRS84"
@@ -195,13 +195,6 @@ def test_geopandas_reads_it(tiles: Path) -> None:
     assert set(frame.geometry.geom_type) == {"Polygon", "MultiPolygon"}
     assert set(geopandas.read_parquet(tiles, bbox=(8, 48, 10, 49)).name) == {"utm/a.tif"}
     assert set(geopandas.read_parquet(tiles, bbox=(-180, -17, -179.995, -15)).name) == {"fiji.tif"}
-
-
-def test_gdal_reads_it(tiles: Path) -> None:
-    pyogrio = pytest.importorskip("pyogrio")
-    if "Parquet" not in pyogrio.list_drivers():
-        pytest.skip("this GDAL has no Parquet driver: the wheels of pyogrio and rasterio lack it, conda's has it")
-    assert pyogrio.read_info(tiles)["features"] == pq.read_metadata(tiles).num_rows
 
 
 def test_a_build_without_places_gives_an_empty_map(tmp_path: Path, capsys: Out) -> None:
