@@ -103,6 +103,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [  # rule, 
     ({"rule": "dark", "luma_mean": 20}, {"luma_mean": 19.9}, {"luma_mean": 20.0}),
     ({"rule": "bright", "luma_mean": 240}, {"luma_mean": 240.1}, {"luma_mean": 240.0}),
     ({"rule": "gray", "saturation": 0.01}, {"saturation": 0.009}, {"saturation": 0.01}),
+    ({"rule": "pair_shift", "max_px": 4}, {"pair_shift_px": 4.5}, {"pair_shift_px": 4.0}),
 ]
 
 
@@ -135,7 +136,7 @@ MEASURED = ("valid_share", "entropy_bits", "sharpness", "luma_mean", "luma_std",
 def test_what_was_not_measured_is_dropped_by_no_measured_rule(tmp_path: Path) -> None:
     unmeasured = replace(GOOD, **dict.fromkeys(MEASURED))
     rules = Exclude.model_validate({"rules": all_rules(tmp_path)}).measured().model_dump()["rules"]
-    assert len(rules) == 7
+    assert len(rules) == 8
     assert dropped(rules, [unmeasured]) == [""]
     dark = replace(GOOD, luma_mean=1.0)
     assert dropped(rules, [unmeasured, dark, unmeasured]) == ["", "dark", ""]
