@@ -64,8 +64,9 @@ def _records(out: Root) -> dict[Key, list[_Record]]:
     """Kept and dropped records by image."""
     found: dict[Key, list[_Record]] = defaultdict(list)
     for name, more in (("samples.parquet", []), ("dropped.parquet", ["dropped", "lost_to"])):
-        with opened(out / name) as (stream, _):
-            table = pq.read_table(stream, columns=COLUMNS + more)
+        # read in this thread: one of Arrow's that lets go of a Python stream as the interpreter ends aborts the process
+        with opened(out / name) as (stream, _), pq.ParquetFile(stream, pre_buffer=False) as file:
+            table = file.read(COLUMNS + more, use_threads=False)
         for row in table.to_pylist():
             dropped = (row["dropped"] or "no reason given") if more else ""
             window = tuple(row["window"]) if row["window"] else None
