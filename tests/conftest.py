@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -43,3 +44,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tar(folder / f"part-{shard}.tar", [m for k in range(n, n + size) for m in sample(k)])
         n += size
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch's sums come out the same in every process, and the machine's cores are left to others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,9 @@ from datakit.pretrain.objective import Encoder
 from datakit.pretrain.train import pretrain
 from datakit.stream import Loader, evaluation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLOURS = {"Airport": (200, 40, 40), "Beach": (40, 200, 40), "Bridge": (40, 40, 200)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

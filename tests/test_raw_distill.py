@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from datakit.pretrain.trained import Trained
 from datakit.stream import Loader, Overlay, mae
 from datakit.stream.batch import Batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDE = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
 SMALL = {"model": "convnext_atto", "arguments": WIDE}
 NARROW = {"model": "convnext_atto", "arguments": {**WIDE, "dims": [8, 12, 16, 20]}}
@@ -41,14 +42,6 @@ SWIN = {
     "arguments": {"depths": [1, 1, 2, 1], "embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2},
 }
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

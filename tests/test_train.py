@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
@@ -27,16 +26,9 @@ from datakit.pretrain.recipe import Pretrain
 from datakit.pretrain.schedule import decayed, learning_rate
 from datakit.pretrain.train import pretrain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIMES = {"images_per_s", "wait_share"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums come out the same in every process, and the machine's cores are left to others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Killed(Exception): ...
