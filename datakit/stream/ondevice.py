@@ -73,10 +73,10 @@ def made(maker: Maker, slots: Slots, device: Device) -> list[dict[int, Callable[
 
 def decoded(images: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
     """(3, H, W) uint8 on the device of each JPEG; None for one that it does not decode."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     if not images:
         return []
+    from torchvision.io import ImageReadMode, decode_jpeg  # here: it takes seconds, and holds gloo's group past its end
+
     data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
     try:
         with warnings.catch_warnings():
