@@ -2,13 +2,14 @@
 
     python bench/raw_distill.py [--seeds 3] [--folder build/raw_distill] [--set budget.samples=12000]
 
-14 kinds of drawn scenes. A teacher learns the kinds from pictures in sRGB. Students of the recipe raw_distill_tiny then
-see RAW that is unprocessed from the same pictures, for as many samples each:
+14 kinds of drawn scenes. A teacher learns the kinds from pictures in sRGB, and so does, for half as long, the student
+of the recipe raw_distill_tiny. Students then see RAW that is unprocessed from the same pictures, as many samples each:
 
-    distilled     the recipe: the teacher's features and logits, and labels
-    labels        the same student and RAW, labels alone
-    fine-tuned    the same student, first trained on sRGB by labels for as many samples, then as `labels`
+    distilled     the recipe: from the weights of sRGB, by the teacher's features and logits, and labels
+    labels        from random weights, by labels alone
+    fine-tuned    from the weights of sRGB, by labels alone
     teacher       no student: the teacher is shown the RAW
+    from random   as `distilled`, but from random weights
 
 The test is other scenes, as DNG files of a camera outside the ranges of training (colours, white balance, light), read
 by LibRaw and shown by the recipe's view: a linear probe of frozen features learns from one half of the scenes, clear
@@ -53,7 +54,8 @@ LEARN, TEST, SIDE_PX = 1680, 1120, 96
 GAINS, MATRIX = (2.9, 1.0, 1.2), ((1.9, -0.75, -0.15), (-0.3, 1.65, -0.35), (0.05, -0.6, 1.55))
 BLACK, WHITE = 256, 4095
 LIGHTS = {"clear": (0.8, 4e-4, 4e-6), "dark": (0.1, 2e-3, 1e-5)}  # exposure, shot, read
-METHODS = ("distilled", "labels", "fine-tuned", "teacher")
+OTHERS = ("labels", "fine-tuned", "teacher")  # which `distilled` is to beat
+METHODS = ("distilled", *OTHERS, "from random")
 
 
 def scene(part: int, n: int) -> NDArray[np.uint8]:
@@ -128,13 +130,13 @@ def trained(recipe: Pretrain, out: Path) -> Trained:
     return Trained.load(checkpoint.there(out / "checkpoints")[-1])
 
 
-def changed(recipe: Pretrain, seed: int = 0, student: dict[str, Any] | None = None, **objective: Any) -> Pretrain:
-    """The recipe with other fields of its objective, and of its student."""
+def changed(recipe: Pretrain, seed: int, weights: Path | None, share: float = 1.0, **objective: Any) -> Pretrain:
+    """The recipe with other fields of its objective, another start of its student, and a share of its samples."""
     plain = recipe.model_dump(mode="json")
     plain["seed"] = seed
-    plain["budget"] = {name: value for name, value in plain["budget"].items() if value is not None}
+    plain["budget"] = {name: int(value * share) for name, value in plain["budget"].items() if value is not None}
     plain["objective"] |= objective
-    plain["objective"]["student"] |= student or {}
+    plain["objective"]["student"]["weights"] = None if weights is None else str(weights)
     return Pretrain.model_validate(plain)
 
 
@@ -157,27 +159,25 @@ def run(folder: Path, seeds: int, changes: dict[str, Any]) -> None:
     recipe = Pretrain.load("raw_distill_tiny", {**given, **changes})
     of = recipe.objective
     alone = {"teacher": None, "features": None, "logits": None, "labels": 1.0}
-    srgb = {**alone, "view": None}
+    srgb = {**alone, "view": None, "normalise": "imagenet"}
     if not Path(teacher).exists():
         own = {"model": of.teacher.model, "arguments": of.teacher.arguments}
-        longer = {"samples": 2 * recipe.budget.samples} if recipe.budget.samples else recipe.budget.model_dump()
-        one = changed(recipe, 100, own, **srgb)
-        trained(Pretrain.model_validate({**one.model_dump(mode="json"), "budget": longer}), folder / "teacher")
+        trained(changed(recipe, 100, None, **srgb, student=own), folder / "teacher")
     known = of.teacher.loaded(of.taught_px, None)
     tests = {light: shown(of, light) for light in LIGHTS}
     scores: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for seed in range(seeds):
         first = folder / f"srgb{seed}"
         if not (first / "export").exists():
-            trained(changed(recipe, seed, **srgb), first)
-        begun = {"weights": str(first / "export")}
+            trained(changed(recipe, seed, None, 0.5, **srgb), first)
         students = {
-            "distilled": changed(recipe, seed),
-            "labels": changed(recipe, seed, **alone),
-            "fine-tuned": changed(recipe, seed, begun, **alone),
+            "distilled": changed(recipe, seed, first / "export"),
+            "labels": changed(recipe, seed, None, **alone),
+            "fine-tuned": changed(recipe, seed, first / "export", **alone),
+            "from random": changed(recipe, seed, None),
         }
         for name, one in students.items():
-            out = folder / f"{name}{seed}-{time.time_ns()}"
+            out = folder / f"{name.replace(' ', '-')}{seed}-{time.time_ns()}"
             scores[name].append(probed(trained(one, out).module.student, tests, of.numbers, seed))
         about = of.teacher.about
         scores["teacher"].append(probed(known, tests, (about["mean"], about["std"]), seed))
@@ -194,7 +194,7 @@ def tell(scores: dict[str, list[dict[str, float]]], recipe: Pretrain) -> None:
         told = (f"{np.mean(of):.1%} +- {np.std(of, ddof=min(1, seeds - 1)):.1%}" for of in spread[method].values())
         print(f"{method:12}" + "".join(f"{text:>18}" for text in told))
     for light in LIGHTS:
-        best = max((m for m in METHODS if m != "distilled"), key=lambda m: float(np.mean(spread[m][light])))
+        best = max(OTHERS, key=lambda m: float(np.mean(spread[m][light])))
         won = np.mean(spread["distilled"][light]) > np.mean(spread[best][light])
         print(f"{light}: distilled {'beats' if won else 'does not beat'} {best}, the best of the others")
     machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
