@@ -117,6 +117,8 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
         if dedup["signature"] == "cnn":
             how += f"; of single tiles, CNN vectors ({dedup['model']}) of a cosine of {dedup['cosine']} or more"
         yield f"\nDuplicates: {goes} {what}: {how}."
+        if dedup.get("kept_by_decision"):
+            yield f"A person kept {dedup['kept_by_decision']:,} of them all the same."
         if dedup.get("conflicts"):
             yield f"Exact duplicates disagreed on {len(dedup['conflicts']):,} labels or boxes: see `dedup.json`."
         if dedup["twins"] or dedup["beyond_series"]:
@@ -124,6 +126,8 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
             yield f"{dedup['beyond_series']:,} tiles are further dates of a place."
     else:
         yield "\nDuplicates: none were looked for."
+    if found.get("decisions"):
+        yield f"\nOf the records that a person decided on (`decisions.json`): {found['decisions']['said']}."
     yield "\nNot seen by signatures of whole pictures:\n"
     yield from (f"- {what}" for what in found["protect"]["cannot_see"])
 

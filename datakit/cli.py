@@ -21,6 +21,7 @@ from . import (
     cli_map,
     cli_pretrain,
     cli_raw,
+    cli_report,
     cli_stream,
     cli_verify,
 )
@@ -30,6 +31,8 @@ from .remote import may_be_folder, root_of
 if TYPE_CHECKING:
     from .imagenet_s import ImageNetS
     from .recipe import Recipe
+
+MORE = (cli_map, cli_forms, cli_verify, cli_report, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    for more in (cli_map, cli_forms, cli_verify, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate):
+    for more in MORE:
         more.add(verbs)
     return top
 
@@ -187,6 +190,9 @@ def recipe_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="take only what is under such a licence (repeat it)",
     )
+    verb.add_argument(
+        "--decisions", type=Path, metavar="FILE", help="what a person decided in a report: decisions.json"
+    )
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
 
 
@@ -216,7 +222,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe | ImageNetS:
     from .kinds import load
     from .recipe import parse_changes
 
-    recipe = load(args.recipe, parse_changes(args.set), args.protect, args.licence)
+    recipe = load(args.recipe, parse_changes(args.set), args.protect, args.licence, args.decisions)
     if not may_be_folder(args.data):
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe

@@ -90,6 +90,7 @@ class Decider:
                 continue
             more = [*self.recipe.prefer, *map(told_by_names, self.recipe.sources), *image.versions().values()]
             more += [metadata.version(name) for name in ("torch", "torchvision", "imagededup")]
+            more += self.recipe.decisions.known_by()
             known = spec.digest(known, str(VERSION), str(getattr(spec, "VERSION", 0)), *more)
             path = self.work / FOLDER / f"{stage}-{known}.parquet"
             changes = self.work / FOLDER / f"{stage}-{known}.changes.parquet"
@@ -104,6 +105,9 @@ class Decider:
             decided.about[stage] = json.loads(about.read_text())
             if stage == "dedup" and decided.about[stage]["action"] == "report":
                 decided.reported, lost = lost, lost.slice(0, 0)
+            if stage != "protect" and self.recipe.decisions.keep:
+                goes, lost = lost, self.recipe.decisions.spare(lost)
+                decided.about[stage] |= {"kept_by_decision": goes.num_rows - lost.num_rows}
             decided.lost[stage] = lost
             decided.changes = pq.read_table(changes).cast(CHANGES) if stage == "dedup" else decided.changes
             decided.funnels[stage] = funnel_of(came, lost)

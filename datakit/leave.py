@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from . import __version__, card, coco_left, image, index
 from .collect import Chosen
 from .decide import STAGES, Decided
+from .decisions import FILE as DECISIONS
 from .disk import PARTIAL, becoming, close_out, sync
 from .dropped import Dropped
 from .errors import StageError
@@ -59,6 +60,7 @@ class Story:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     read_bytes: dict[str, Counter[str]] = field(default_factory=dict)  # by stage and source, in this run
     part_seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # likewise, of all workers
+    outcomes: dict[str, Any] = field(default_factory=dict)  # what became of a person's decisions
 
 
 def finish(
@@ -72,7 +74,7 @@ def finish(
     members = recipe.members()
     write_samples(jobs, out, members)
     out.put("dropped.parquet", lambda path: dropped.write(path, NOT_LEFT))
-    notes = write_notes(decided, out)
+    notes = write_notes(decided, story.outcomes, out)
     sidecars = [job.sidecar for job in jobs]
     cocos = coco_left.coco_files(recipe, story.roots, story.labels, story.work, sidecars)
     for name, coco in cocos.items():
@@ -95,7 +97,8 @@ def finish(
         files={},
     )
     told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
-    out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
+    found = decided.about | {"decisions": story.outcomes} | ({"coco": {"lines": told}} if told else {})
+    out.put_text("README.md", card.text(manifest, found))
     names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}}).sealed()
     at = story.out, story.work, story.roots
@@ -178,15 +181,18 @@ def write_rows(
         writer.close()
 
 
-def write_notes(decided: Decided, out: Out) -> list[str]:
-    """The certificate, what dedup found, and the duplicates that it only counted; gives the names of the files."""
+def write_notes(decided: Decided, outcomes: dict[str, Any], out: Out) -> list[str]:
+    """The certificate, what dedup found, the duplicates that it only counted, and what became of a person's decisions;
+    gives the names of the files.
+    """
     notes = {f"{stage}.json": json.dumps(about, indent=1) + "\n" for stage, about in decided.about.items()}
+    notes |= {DECISIONS: json.dumps(outcomes, indent=1) + "\n"} if outcomes else {}
     for name, text in notes.items():
         out.put_text(name, text)
     reported = decided.reported
     if reported is not None:
         out.put(REPORTED, lambda path: write_table(reported.drop_columns(["part", "row"]).sort_by("key"), path))
-    for name in {*NOTES, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
+    for name in {*NOTES, DECISIONS, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
         (out.root / name).unlink(missing_ok=True)  # of an earlier build
     return [*notes, *([REPORTED] if reported is not None else [])]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, kinds, leave, listing, origin, run, staging, trouble
+from . import collect, disk, files, image, kinds, leave, listing, origin, run, staging, trouble, undone
 from .decide import Decided, Decider
 from .engine import Engine
 from .errors import SourceError, StageError
@@ -63,6 +63,9 @@ class Build(leave.Story):
         chosen = collect.choose(self.recipe, parts["measured"], decided)
         self.funnels["subset"] = chosen.funnel
         dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen, self.clean)
+        self.outcomes = undone.outcomes(self.recipe.decisions, parts, chosen, dropped)
+        for line in undone.lines(self.outcomes):
+            self.say(line)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with disk.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
@@ -113,10 +116,10 @@ class Build(leave.Story):
         """What a step does to the parts of a source."""
         recipe = self.recipe
         stages: dict[str, Stage | None] = {
-            "exclude": recipe.header_rules(),
+            "exclude": recipe.decisions.over(recipe.header_rules(), source),
             "slice": recipe.slicing(),
             "cut": recipe.cut,
-            "measured": recipe.measured_rules(),
+            "measured": recipe.decisions.over(recipe.measured_rules(), source),
         }
         if step != "scan":
             return stages[step]

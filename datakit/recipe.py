@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from .decisions import Decisions
 from .errors import RecipeError
 from .manifest import Collection
 from .rules import Evaluation, EveryNth, PairShift, SplitRule, ValidShare
@@ -49,6 +50,7 @@ class Recipe(Spec):
     same_place: SamePlace | None = None
     subset: Subset = Subset()
     shards: Shards = Shards()
+    decisions: Decisions = Field(Decisions(), description="what a person decided of single records")
     # of camera RAW: they say what `slice` and `cut` are, see `_view_says`
     view: Literal["slices", "downsampled", "full"] | None = Field(None, description="what a sample of a RAW shows")
     domain: Literal["raw", "srgb", "both"] = Field("raw", description="the RAW, the camera's JPEG, or both")
@@ -120,11 +122,13 @@ class Recipe(Spec):
         changes: dict[str, Any] | None = None,
         protect: Sequence[Path] = (),
         licences: Sequence[str] = (),
+        decisions: Path | None = None,
     ) -> Recipe:
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
         changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
         beside those of the recipe. licences: take only what is under one of these; "unstated" is none of them.
+        decisions: a decisions.json, in place of the recipe's own.
         """
         path = find(Path(path))
         plain = with_base(path)
@@ -134,6 +138,8 @@ class Recipe(Spec):
             put(plain, key, value)
         put_lists(plain, path.parent, protect)
         put_licences(plain, licences)
+        if decisions:
+            plain["decisions"] = Decisions.load(decisions).model_dump()
         wrong: dict[tuple[int | str, ...], str] = {}
         if isinstance(plain.get("sources"), list):
             plain["sources"] = [_source(s, path, n, wrong) for n, s in enumerate(plain["sources"])]

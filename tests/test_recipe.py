@@ -103,7 +103,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "slice.grid": "gap_px (8) must be less than size_px (8)",
         "cut.encode.format": "Input should be 'jpeg', 'png', 'webp', 'tiff16', 'png16', 'mosaic' or 'npy', not 'gif'",
         "cut.encode.quality": "Input should be a valid integer, unable to parse string as an integer, not 'high'",
-        "sed": "no such key; allowed: about, cut, dedup, domain, exclude, include_evaluation, layout, "
+        "sed": "no such key; allowed: about, cut, decisions, dedup, domain, exclude, include_evaluation, layout, "
         "max_pair_shift_px, name, prefer, protect, same_place, seed, shards, slice, sources, subset, title, view",
     }
 

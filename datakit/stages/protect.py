@@ -6,6 +6,7 @@ lie; it holds no pixels, so it may be shared. `datakit protect sign` makes one.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -29,12 +30,13 @@ FORMAT = 1
 ABOUT = b"datakit.heldout"
 ENTRY = pa.schema([("name", pa.string()), *((n, SCHEMA.field(n).type) for n in ("window", *TILE, "footprint"))])
 NO_LIST = "no evaluation set was checked"
+SHOWN = 240  # held-out entries whose thumbnails a certificate holds
 
 
 class Protect(Likeness):
     """Held-out lists, and when a record is too close to an image of theirs; flips and rotations are always found."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     lists: tuple[Path, ...] = Field((), description="files that `datakit protect sign` made")
     footprints: bool = Field(True, description="drop what overlaps a held-out image on the map, too")
@@ -218,6 +220,19 @@ def certificate(
         },
         "matches": matches,
         "cannot_see": list(CANNOT_SEE),
+        "thumbnails": thumbnails(lists, [match["held_out"] for match in matches]),
+    }
+
+
+def thumbnails(lists: Sequence[HeldOut], names: Sequence[str]) -> dict[str, str]:
+    """The (8, 8, 3) uint8 of entries as base64, by their names in words; of so many names, evenly over all."""
+    wanted = sorted({*names})
+    some = {*wanted[:: -(-len(wanted) // SHOWN) or 1]}
+    return {
+        name: base64.b64encode(held.entries.column("thumbnail")[n].as_py()).decode()
+        for held in lists
+        for n, name in enumerate(held.spelled)
+        if name in some
     }
 
 
