@@ -30,7 +30,7 @@ NO_RULE = {  # stages that judge no picture
     "list": "no image of the layout",
     "scan": "it could not be read",
     "slice": "it has no window",
-    "cut": "it could not be cut",
+    "cut": "nothing was cut of it",
 }
 SUBSET = "subset_"  # begins the reasons of `subset` that are undone; those of `subset.split` keep sides apart
 

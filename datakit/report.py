@@ -86,6 +86,7 @@ def page(out: Root) -> tuple[str, Plain]:
         "licences": found.licences.most_common(),
         "certificate": note(out, "protect"),
         "timings": throughput(note(out, "timings")),
+        "decides": lost is not None,
         "decided": decided,
         "before": before(decided, manifest),
         "outcomes": outcomes(decided),
@@ -101,6 +102,7 @@ def environment() -> Environment:
     pages = PackageLoader("datakit", "page")
     env = Environment(loader=pages, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     env.filters["count"] = lambda n: f"{n:,}"
+    env.filters["size"] = lambda n: f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
     return env
 
 
@@ -109,7 +111,7 @@ def pictured(
 ) -> Plain:
     """What has pictures: sheets of what went, groups of duplicates, matches with held-out images, what was kept."""
     kept = Kept(out, samples)
-    sheets: Plain = {"sheets": [], "groups": [], "protected": [], "kept": kept.sheet(found)}
+    sheets: Plain = {"sheets": [], "groups": [], "protected": [], "kept": kept.sheet(found, "drop" if lost else "")}
     if lost is not None:
         removed = Removed.read(manifest.recipe, dropped, lost, Samples(out, "pictures.parquet"))
         dedup = note(out, "dedup")

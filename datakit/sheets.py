@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import image
+from . import codec, image
 from .decisions import held
 from .errors import DatakitError
 from .locate import rows_of
@@ -27,6 +27,7 @@ from .samples import Samples
 from .stream.source import opened
 from .stream.tars import Tars
 from .survey import MEASURES, RULES, Kind, Survey
+from .views import Camera, view_of
 
 Row = dict[str, Any]
 BUDGET = {"gone": 8_000_000, "groups": 3_000_000, "kept": 2_000_000}  # bytes of pictures
@@ -179,13 +180,23 @@ class Kept:
         try:
             if self.tars is None or (member := self.tars.image_of(row)) is None:
                 return None
-            return image.preview(self.tars.read(row, member), SIDE_PX)
+            data = self.tars.read(row, member)
+            return self.developed(row, data) if member == "raw" else image.preview(data, SIDE_PX)
         except (DatakitError, OSError):
             self.trouble += 1
             return None
 
-    def sheet(self, found: Survey) -> list[Tile]:
-        """Samples of lowest hash of every source in turn."""
+    def developed(self, row: int, data: bytes) -> bytes:
+        """A mosaic as its camera would show it."""
+        about = Camera.of(self.samples.read(np.array([row]), ["camera"]).column("camera")[0].as_py())
+        planes = view_of("srgb")(codec.decode(data), about)
+        pixels = (np.clip(planes, 0, 1) * 255 + 0.5).astype(np.uint8)
+        small = Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+        small.thumbnail((SIDE_PX, SIDE_PX))
+        return image.Encode(quality=80)(small)
+
+    def sheet(self, found: Survey, mark: str) -> list[Tile]:
+        """Samples of lowest hash of every source in turn. mark: what a click decides."""
         kinds = {kind[0]: rows.tolist() for kind, rows in found.few.items()}
         tiles: list[Tile] = []
         left = BUDGET["kept"]
@@ -198,7 +209,7 @@ class Kept:
                 if left < 0:
                     return tiles
                 if data:
-                    tiles.append(Tile(about["key"], source, "kept", "kept", about["name"], "", url(data), mark="drop"))
+                    tiles.append(Tile(about["key"], source, "kept", "kept", about["name"], "", url(data), mark=mark))
         return tiles
 
     def find(self, keys: Sequence[str]) -> dict[str, tuple[int, bool]]:
