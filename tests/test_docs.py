@@ -20,6 +20,7 @@ import datakit
 from datakit import ids as mask_ids
 from datakit.cli import main, parser
 from datakit.collections_page import page
+from datakit.decisions import HELD_RULES, NO_RULE, UNDOES, Decisions
 from datakit.errors import RecipeError
 from datakit.evaluate.imagenet_s import write_prediction
 from datakit.manifest import Collection, Manifest
@@ -32,6 +33,7 @@ from datakit.pretrain.unprocess import Camera
 from datakit.sample import Spec
 from datakit.sides import Split
 from datakit.stages.dedup import Dedup
+from datakit.stages.exclude import BY_HAND
 from datakit.stages.protect import Protect
 from datakit.stages.same_place import SamePlace
 
@@ -224,6 +226,13 @@ def test_commands_about_places_are_those_there_are() -> None:
     split = Split.model_validate(yaml.safe_load(recipe)["subset"]["split"])
     assert set(split.shares) == {"train", "val"}
     assert all(f"| `{name}` |" in text for name in Split.model_fields)
+
+
+def test_commands_about_reports_are_those_there_are() -> None:
+    text = (DOCS / "report.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^datakit ([^#\n]*)", text, re.MULTILINE)
+    assert [parser().parse_args(shlex.split(command)).verb for command in commands] == ["report", "report", "build"]
+    assert all(f"`{name}`" in text for name in (*Decisions.model_fields, *UNDOES[2:], *HELD_RULES, *NO_RULE, BY_HAND))
 
 
 def test_the_recipes_of_the_page_are_those_there_are() -> None:
