@@ -31,6 +31,7 @@ bench: install
 	$(BIN)/python bench/dedup.py
 	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/scale.py --quick
+	$(BIN)/python bench/report.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/raw.py
 	$(BIN)/python bench/pretrain.py --quick

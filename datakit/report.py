@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -57,11 +58,10 @@ def write(out: str | Root, file: Path | None = None) -> Plain:
     target = file or where / "report.html"
     if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f"{target.name}.part")
+    with tempfile.TemporaryDirectory(dir=target.parent if isinstance(target, Path) else None) as folder:
+        aside = Path(folder) / target.name
         aside.write_text(text, encoding="utf-8")
-        aside.replace(target)
-    else:
-        target.write_text(text)  # type: ignore[attr-defined]
+        aside.replace(target) if isinstance(target, Path) else target.put(aside)
     return {"file": str(target), "bytes": len(text.encode()), **about}
 
 

@@ -243,28 +243,34 @@ class Group:
 
 def groups(removed: Removed, table: Samples, kept: Kept, largest: Sequence[str]) -> list[Group]:
     """Duplicates with what they went for. largest: keys of the kept ones of the largest groups, which come first."""
-    by_head: dict[str, None] = dict.fromkeys(largest)
-    kinds = [rows for (stage, *_), rows in removed.rows.items() if stage in LOOK_ALIKE]
-    for several in zip_longest(*kinds):
-        by_head |= dict.fromkeys(row["lost_to"] for row in several if row and row["lost_to"])
+    by_head: dict[str, list[Row]] = {key: [] for key in largest}
+    for several in zip_longest(*(rows for (stage, *_), rows in removed.rows.items() if stage in LOOK_ALIKE)):
+        for row in several:
+            if row and row["lost_to"]:
+                by_head.setdefault(row["lost_to"], []).append(row)
     heads = [*by_head][:GROUPS]
     counts, members = members_of(table, heads)
-    rows = kept.find([key for head in heads for key in head.split(" ")[:3]])
-    drawn_rows = {row["key"]: row for some in kinds for row in some}
+    places = kept.find([key for head in heads for key in head.split(" ")[:3]])
     out, left = [], BUDGET["groups"]
     for head in heads:
-        shown = [drawn_rows[row["key"]] | row if row["key"] in drawn_rows else row for row in members[head]]
-        tiles = [removed.tile(row) for row in shown]
-        for tile, row in zip(tiles, shown, strict=True):
-            if not tile.picture:
-                tile.picture, tile.coarse = thumbnail(row["thumbnail"]), True
-        first = [head_tile(key, rows.get(key), kept) for key in head.split(" ")[:3]]
+        pictured = {row["key"]: row for row in by_head[head] if (row["stage"], row["key"]) in removed.pictures}
+        others = [row for row in members[head] if row["key"] not in pictured]
+        tiles = [member(removed, row) for row in [*pictured.values(), *others][:MEMBERS]]
+        first = [head_tile(key, places.get(key), kept) for key in head.split(" ")[:3]]
         left -= sum(len(tile.picture) for tile in (*first, *tiles)) * 3 // 4
         if left < 0:
             break
-        if counts[head]:
+        if tiles:
             out.append(Group(first, tiles, counts[head]))
     return out
+
+
+def member(removed: Removed, row: Row) -> Tile:
+    """A record that went because of another; by its thumbnail, if the build left no picture of it."""
+    tile = removed.tile(row)
+    if not tile.picture:
+        tile.picture, tile.coarse = thumbnail(row["thumbnail"]), True
+    return tile
 
 
 def head_tile(key: str, place: tuple[int, bool] | None, kept: Kept) -> Tile:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,6 +103,17 @@ def test_tars_that_are_gone_cost_pictures_and_nothing_else(made: Looked, tmp_pat
         report.page(out)
     with pytest.raises(ShardError, match=r"manifest\.json"):
         report.page(tmp_path)
+
+
+def test_a_build_in_a_store_has_a_report_beside_it(made: Looked, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for path in made.out.iterdir():
+        store.put_file(str(path), f"/test_report/{path.name}")
+    told = report.write("memory://test_report")
+    assert told["file"] == "memory://test_report/report.html"
+    report.write(made.out, tmp_path / "report.html")
+    assert store.cat("/test_report/report.html") == (tmp_path / "report.html").read_bytes()
+    store.rm("/test_report", recursive=True)
 
 
 def test_what_is_counted_does_not_depend_on_the_pieces(made: Looked, tmp_path: Path) -> None:
