@@ -82,7 +82,7 @@ def footprints(places: Places) -> str:
         west, south, east, north = places.box
         middle = np.cos(np.radians((south + north) / 2))
         shape = float(np.clip((north - south) / max((east - west) * middle, 1e-9), 0.3, 1.2))
-        figure = Figure(figsize=(7.2, 7.2 * shape), layout="constrained")
+        figure = Figure(figsize=(5.4, 5.4 * shape), layout="constrained")
         axes = figure.add_subplot()
         if len(places.outlines):
             for turn in (0, 360, -360):  # over the date line both ends show

@@ -227,7 +227,7 @@ def describe(manifest: Manifest, reason: str) -> str:
     kinds = {one.model_fields["rule"].default: one for one in get_args(get_args(Rule)[0])}
     for rule in manifest.recipe.get("exclude", {}).get("rules", ()):
         if (rule.get("name") or rule["rule"]) == reason:
-            said = (kinds[rule["rule"]].__doc__ or "").strip().splitlines()[0]
+            said = (kinds[rule["rule"]].__doc__ or "").strip().splitlines()[0].replace("`", "")
             given = {k: v for k, v in rule.items() if k not in ("rule", "name") and v not in (None, "", [])}
             return f"{said} " + ", ".join(f"{k}: {spelled(v)}" for k, v in given.items())
     return WORDS.get(reason, "")
