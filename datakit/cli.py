@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import (
     __version__,
+    cli_browse,
     cli_evaluate,
     cli_export,
     cli_forms,
@@ -92,7 +93,17 @@ def parser() -> argparse.ArgumentParser:
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    for more in (cli_map, cli_forms, cli_verify, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate):
+    for more in (
+        cli_browse,
+        cli_map,
+        cli_forms,
+        cli_verify,
+        cli_stream,
+        cli_pretrain,
+        cli_export,
+        cli_raw,
+        cli_evaluate,
+    ):
         more.add(verbs)
     return top
 
