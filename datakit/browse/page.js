@@ -165,7 +165,7 @@ function tile(one, size) {
   } else none();
   const said = make("span", { class: one.reason === "kept" ? "said" : "left-out" }, one.reason === "kept" ? one.source : one.reason);
   const caption = make("span", { class: "caption" }, make("span", { class: "key", title: one.key }, one.key), said);
-  if (one.bits !== undefined) caption.append(make("span", { class: "said" }, ` ${one.bits} bits${one.turned ? ", " + one.turned : ""}`));
+  if (one.bits !== undefined) caption.append(make("span", { class: "said line" }, `${one.bits} bits${one.turned ? ", " + one.turned : ""}`));
   const link = make("a", { class: "tile", href: "#" }, frame, caption);
   link.dataset.row = one.row;
   link.addEventListener("click", (event) => { event.preventDefault(); go({ row: one.row }); });
@@ -245,7 +245,7 @@ function drawMap(svg, { box: [west, south, east, north], across, down, cells }, 
   }
   for (let lat = Math.ceil(south / step) * step; lat < north; lat += step) {
     svg.append(draw("path", { class: "grid", d: `M0 ${y(lat)}H${W}` }));
-    svg.append(draw("text", { x: 3, y: y(lat) - 3 }, lat.toFixed(places) + "°"));
+    if (y(lat) < H - 20) svg.append(draw("text", { x: 3, y: y(lat) - 3 }, lat.toFixed(places) + "°"));
   }
   if (!polygon) return;
   const rings = (polygon.type === "Polygon" ? [polygon.coordinates] : polygon.coordinates).map((part) => part[0]);
@@ -305,7 +305,8 @@ function facts(said) {
   const lines = FIRST.filter((name) => name in all && !empty(all[name])).map((name) =>
     fact(name, name === "lost_to" && said.lost_to !== null ? link(said.lost_to, all[name]) : spelled(all[name])));
   for (const name of about.measures) {
-    if (!FIRST.includes(name) && !empty(all[name] ?? null)) lines.push(fact(name, spelled(all[name])));
+    const value = all[name] ?? null;
+    if (!FIRST.includes(name) && !empty(value)) lines.push(fact(name, typeof value === "number" ? short(value) : spelled(value)));
   }
   if (said.shard) lines.push(fact("shard", said.shard), fact("members", said.members.map((m) => `${m.name} (${count(m.bytes)} B)`).join(", ")));
   $("facts").tBodies[0].replaceChildren(...lines);
@@ -336,7 +337,7 @@ async function showNeighbours(row) {
   try {
     const said = await ask("neighbours/" + row);
     if (opened !== row) return;
-    $("near-about").textContent = said.rows.length ? `nearest of ${count(said.compared)} by signature, in 8 orientations` : "nothing else was measured";
+    $("near-about").textContent = said.rows.length ? `nearest of ${count(said.compared)} by signature, in 8 orientations; more than 10 bits apart is mostly chance` : "nothing else was measured";
     $("neighbours").replaceChildren(...said.rows.map((one) => tile(one, 128)));
   } catch (error) { if (opened === row) $("near-about").textContent = error.message; }
 }

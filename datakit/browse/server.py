@@ -1,6 +1,6 @@
 """The server of the page: this machine alone can reach it, and who knows the token in its address.
 
-Nothing is served but three files of the package and what `Answers` tells. Names of files never come from a request.
+Nothing is served but some files of the package and what `Answers` tells. Names of files never come from a request.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .matches import BadQuestion
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")  # by which a browser may call it: another name may have been pointed here by its owner
-PAGES = {
+PAGES = {  # a name in the address: a file of the package
     "": ("page.html", "text/html"),
     "page.js": ("page.js", "text/javascript"),
     "page.css": ("page.css", "text/css"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
