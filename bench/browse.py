@@ -27,7 +27,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,15 @@ def tile() -> bytes:
     return out.getvalue()
 
 
-def three(made: Made, lost: bool, parts: list[int]) -> pa.Table:
+@lru_cache(1)
+def made_of(count: int) -> Made:
+    """What it knows of all records is made once a process."""
+    return Made(count)
+
+
+def three(count: int, lost: bool, parts: list[int]) -> pa.Table:
     """Records of some parts, in another order; those that were left out have a reason."""
+    made = made_of(count)
     table = pa.concat_tables([records(made, n) for n in parts]).combine_chunks()
     rows = np.concatenate([np.arange(n * PART, (n + 1) * PART) for n in parts])
     order = np.argsort(mix64(rows, 3))
@@ -85,7 +92,7 @@ def three(made: Made, lost: bool, parts: list[int]) -> pa.Table:
 
 def tables(made: Made, lost: bool, pool: ProcessPoolExecutor) -> Iterator[pa.Table]:
     parts = [n for n in np.random.default_rng(2).permutation(made.parts).tolist() if (n % LOST == 0) == lost]
-    yield from pool.map(partial(three, made, lost), [parts[n : n + 3] for n in range(0, len(parts), 3)])
+    yield from pool.map(partial(three, made.asked, lost), [parts[n : n + 3] for n in range(0, len(parts), 3)])
 
 
 def make(made: Made, out: Path, jpeg: bytes) -> None:

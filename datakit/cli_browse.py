@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from .errors import DatakitError
+from .remote import Remote, root_of
 
 Verbs = Any  # argparse names this class with an underscore
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # one of them is set where windows can be opened
@@ -19,7 +19,7 @@ def add(verbs: Verbs) -> None:
     browse = verbs.add_parser(
         "browse", help="look at a build in the browser: what was kept, what was left out, and why"
     )
-    browse.add_argument("out", type=Path, metavar="OUT", help="folder of a build")
+    browse.add_argument("out", type=root_of, metavar="OUT", help="folder of a build")
     browse.add_argument("--port", type=port, default=0, metavar="N", help="of 127.0.0.1 (default: any that is free)")
     browse.add_argument("--no-open", action="store_true", help="print the address, and open no browser")
     browse.set_defaults(run=run_browse)
@@ -34,7 +34,7 @@ def port(text: str) -> int:
 def run_browse(args: argparse.Namespace) -> int:
     from .browse.server import serve
 
-    if "://" in str(args.out):
+    if isinstance(args.out, Remote):
         raise DatakitError(f"{args.out}: browse reads a folder of this machine: fetch the build first")
     server = serve(args.out, args.port, say)
     about = server.answers.about()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..disk import becoming
 from ..errors import ShardError
 from ..lonlat import CORNERS, rings
+from ..looks import in_one
 from ..sample import digest
 from ..stream.cache import user_folder
 from ..stream.tars import Tars
@@ -130,14 +131,14 @@ class Columns:
     def coded(self, name: str) -> Coded:
         """A facet of every record."""
         if name not in self.decoded:
-            column = self.column(name).column(0).chunk(0)
+            column = in_one(self.column(name).column(0))
             self.decoded[name] = Coded(column.dictionary.to_pylist(), column.indices.to_numpy())
         return self.decoded[name]
 
     def numbers(self, name: str) -> NDArray[Any]:
         """A measure, NaN where it is not known: (N,) float64. Or `id` of those left out, int64; or `signature`, uint64,
         0 where none was measured."""
-        found: NDArray[Any] = self.column(name).column(0).chunk(0).to_numpy()
+        found: NDArray[Any] = in_one(self.column(name).column(0)).to_numpy()
         return found
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
@@ -151,7 +152,7 @@ class Columns:
 
     def middles(self) -> NDArray[np.float32]:
         """Longitude and latitude of the middle of each footprint, NaN where there is none: (N, 2)."""
-        column = self.column("middle").column(0).chunk(0)
+        column = in_one(self.column("middle").column(0))
         found: NDArray[np.float32] = column.values.to_numpy().reshape(-1, 2)
         return found
 
@@ -275,10 +276,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def _mapped(path: Path) -> pa.Table:
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    if table.column(0).num_chunks != 1:
-        table = table.combine_chunks()
-    return table
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def first_signatures(column: pa.ListArray) -> NDArray[np.uint64]:
