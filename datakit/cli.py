@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .imagenet_s import ImageNetS
     from .recipe import Recipe
 
+MORE = (cli_browse, cli_map, cli_forms, cli_verify, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 0 if it did what was asked, 1 with a message on stderr if not."""
@@ -93,17 +95,7 @@ def parser() -> argparse.ArgumentParser:
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    for more in (
-        cli_browse,
-        cli_map,
-        cli_forms,
-        cli_verify,
-        cli_stream,
-        cli_pretrain,
-        cli_export,
-        cli_raw,
-        cli_evaluate,
-    ):
+    for more in MORE:
         more.add(verbs)
     return top
 
