@@ -341,6 +341,8 @@ def run(out: Path, cache: Path) -> None:
             "first_page", "first page with its images, no cache", [time.perf_counter() - start], f"images {drawn:.2f} s"
         )
         report("up", "start of the command until it prints its address", [browse.up_s])
+        cold, _ = browse.timed("rows?saturation=0.5..")
+        report("cold", "a filter by a column that is not read yet", [cold])
         report("columns", "all columns read for the first time", [browse.wait()])
         size = sum(path.stat().st_size for path in cache.rglob("*.arrow"))
         RESULTS["cache_bytes"] = size

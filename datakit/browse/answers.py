@@ -22,7 +22,7 @@ from .pictures import Pictures
 
 PAGE = 60  # records
 MOST = 500
-RADII = (6, 10, 14, 20, 28, 64)  # bits: the next is looked in if too few were within the last
+RADII = (14, 24, 64)  # bits: the next is looked in if too few were within the last
 WORLD = (-180.0, -90.0, 180.0, 90.0)
 CELLS = (180, 90)  # of the map of the world: 2 degrees
 NOT_TOLD = ("thumbnail", "scene_thumbnail")  # pictures

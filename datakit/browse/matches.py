@@ -107,8 +107,8 @@ class Finder:
         counts = []
         for begin in range(0, count, BLOCK):
             here, some = slice(begin, begin + BLOCK), flags[begin : begin + BLOCK]
-            for codes, places in wanted:
-                some &= codes[here] == places[0] if len(places) == 1 else np.isin(codes[here], places)
+            for codes, will_do in wanted:
+                some &= will_do.take(codes[here])
             for numbers, low, high in ranges:
                 if low > -math.inf:
                     some &= numbers[here] >= low
@@ -116,14 +116,16 @@ class Finder:
             counts.append(int(np.count_nonzero(some)))
         return Matches(flags, np.cumsum([0, *counts]))
 
-    def _wanted(self, name: str, values: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The codes of a facet, and those that will do."""
+    def _wanted(self, name: str, values: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The codes of a facet, and which of them will do."""
         column = self.columns.coded(name)
         places = {value: n for n, value in enumerate(column.values)}
+        will_do = np.zeros(len(places), bool)
         for value in values:
             if value not in places:
                 raise BadQuestion(f"no {name} {value[:80]!r} in this set")
-        return column.codes, np.array([places[value] for value in values], column.codes.dtype)
+            will_do[places[value]] = True
+        return column.codes, will_do
 
     def density(self, question: Question, box: tuple[float, float, float, float], across: int, down: int) -> Rows:
         """How many matching records have their middle in each cell of a box on the map: (down, across), from the north.
@@ -135,9 +137,11 @@ class Finder:
         middles, flags = self.columns.middles(), self(question).flags
         total = np.zeros(across * down, np.int64)
         for begin in range(0, len(flags), BLOCK):
-            some = middles[begin : begin + BLOCK][flags[begin : begin + BLOCK]]
-            x, y = (some[:, 0] - west) % 360 * (across / wide), (north - some[:, 1]) * (down / (north - south))
-            inside = (x <= across) & (y >= 0) & (y <= down)  # nothing that is NaN
+            here = slice(begin, begin + BLOCK)
+            some = middles[here][flags[here] & ~np.isnan(middles[here, 0])]
+            x, y = some[:, 0] - np.float32(west), (north - some[:, 1]) * (down / (north - south))
+            x = np.where(x < 0, x + 360, x) * (across / wide)
+            inside = (x <= across) & (y >= 0) & (y <= down)
             columns = np.minimum(x[inside].astype(np.int64), across - 1)
             lines = np.minimum(y[inside].astype(np.int64), down - 1)
             total += np.bincount(lines * across + columns, minlength=across * down)

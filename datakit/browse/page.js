@@ -289,7 +289,7 @@ async function showPlace(row, polygon) {
 // ---- one record
 
 const empty = (value) => value === null || value === "" || value === "[]" || (Array.isArray(value) && !value.length);
-const spelled = (value) => typeof value === "string" ? value : Array.isArray(value) && value.every((one) => typeof one !== "object") ? value.join(", ") : JSON.stringify(value);
+const spelled = (value) => typeof value === "string" ? value : typeof value === "number" ? short(value) : Array.isArray(value) && value.every((one) => typeof one !== "object") ? value.join(", ") : JSON.stringify(value);
 
 function fact(name, value) {
   return make("tr", {}, make("th", { scope: "row" }, name.replaceAll("_", " ")), make("td", {}, value));
@@ -306,11 +306,11 @@ function facts(said) {
     fact(name, name === "lost_to" && said.lost_to !== null ? link(said.lost_to, all[name]) : spelled(all[name])));
   for (const name of about.measures) {
     const value = all[name] ?? null;
-    if (!FIRST.includes(name) && !empty(value)) lines.push(fact(name, typeof value === "number" ? short(value) : spelled(value)));
+    if (!FIRST.includes(name) && !empty(value)) lines.push(fact(name, spelled(value)));
   }
   if (said.shard) lines.push(fact("shard", said.shard), fact("members", said.members.map((m) => `${m.name} (${count(m.bytes)} B)`).join(", ")));
   $("facts").tBodies[0].replaceChildren(...lines);
-  $("more").querySelector("tbody").replaceChildren(...Object.entries(said.record).map(([name, value]) => fact(name, empty(value) ? "" : spelled(value))));
+  $("more").querySelector("tbody").replaceChildren(...Object.entries(said.record).map(([name, value]) => fact(name, empty(value) ? "" : typeof value === "number" ? String(value) : spelled(value))));
   $("json").hidden = said.json === null;
   $("json").querySelector("pre").textContent = said.json === null ? "" : JSON.stringify(said.json, null, 1);
 }
@@ -425,6 +425,7 @@ async function start() {
   $("after").addEventListener("click", () => step(1));
   $("close").addEventListener("click", () => $("record").close());
   $("record").addEventListener("close", () => {
+    if ($("record").open) return; // another record was asked for meanwhile
     const row = opened;
     opened = null;
     if (state().has("row")) go({ row: null });
