@@ -57,6 +57,8 @@ def make(folder: Path) -> Path:
     put(folder / "air" / "houses" / "again.png", scene(400, 300, 260)[:, ::-1].copy())
     put(folder / "air" / "houses" / "flat.png", Image.new("RGB", (140, 130), (90, 120, 60)))
     put(folder / "air" / "houses" / "thin.png", scene(410, 300, 40))
+    for turns in range(4):
+        put(folder / "air" / "river" / f"turn{turns}.png", np.rot90(scene(411, 120, 100), turns).copy())
     (folder / "air" / "houses" / "text.jpg").write_text("<html>404</html>")
     geotiff(folder / "map" / "utm.tif", scene(404, 300, 200))
     geotiff(folder / "map" / "fiji.tif", scene(405, 200, 160), **FIJI)
@@ -207,6 +209,7 @@ def test_a_record_is_told_whole(out: Path, asked: Asked) -> None:
         assert said["record"]["lost_to"]
         kept = {one["key"]: one["row"] for one in asked.rows("reason=kept")}
         assert said["lost_to"] == kept.get(said["record"]["lost_to"])
+    assert asked.ask(f"record/{table.index[table['name'] == 'river/turn1.png'][0]}")["lost_to"] is not None
 
 
 def test_images(out: Path, asked: Asked) -> None:
@@ -263,6 +266,12 @@ def test_neighbours_are_the_nearest(out: Path, asked: Asked) -> None:
             assert [(one["bits"], one["row"]) for one in said["rows"]] == wanted[:count]
         turned |= {one["turned"] for one in said["rows"] if one["bits"] == 0}
     assert "left-right" in turned  # the copy that is mirrored
+    lost = table[table["reason"].str.startswith("duplicate") & table["lost_to"].isin(table["key"])]
+    assert {"turned 90", "turned 270", "turned 180"} <= {*lost["turned"]}
+    for row in lost.index:
+        near = {one["key"]: (one["bits"], one["turned"]) for one in asked.ask(f"neighbours/{row}")["rows"]}
+        bits, how = near[lost["lost_to"][row]]
+        assert (bits <= 4, how) == (True, lost["turned"][row])  # as `dedup` told it
     status, data, _ = asked.get(f"neighbours/{asked.rows('reason=unreadable')[0]['row']}")
     assert (status, b"no signature" in data) == (404, True)
 
