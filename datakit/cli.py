@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import (
     __version__,
+    cli_browse,
     cli_evaluate,
     cli_export,
     cli_forms,
@@ -32,7 +33,18 @@ if TYPE_CHECKING:
     from .imagenet_s import ImageNetS
     from .recipe import Recipe
 
-MORE = (cli_map, cli_forms, cli_verify, cli_report, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate)
+MORE = (
+    cli_browse,
+    cli_map,
+    cli_forms,
+    cli_verify,
+    cli_report,
+    cli_stream,
+    cli_pretrain,
+    cli_export,
+    cli_raw,
+    cli_evaluate,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

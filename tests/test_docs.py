@@ -265,3 +265,11 @@ def test_every_key_of_a_pretraining_recipe_is_told() -> None:
     )
     for spec in specs:
         assert not {*spec.model_fields} - told, spec.__name__
+
+
+def test_commands_about_browsing_are_those_there_are() -> None:
+    text = (DOCS / "browsing.md").read_text(encoding="utf-8")
+    commands = re.findall(r"datakit browse [^`\n]*", text)
+    assert len(commands) == 3
+    for command in commands:
+        parser().parse_args(shlex.split(command)[1:])
