@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import yaml
 
+from .bands import Band, Sums
+from .licences import UNSTATED
 from .manifest import Manifest
+from .tally import Tally
 
 SIZES = (
     (1_000, "n<1K"),
@@ -17,6 +21,7 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 TIFF = "tif"
+ABOUT = "Built with datakit."
 DECODED = {  # what no picture library reads: how Python does
     TIFF: (
         "import rasterio",
@@ -33,7 +38,7 @@ TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"
 FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
     "source": (TEXT, "collection that it comes from"),
     "name": (TEXT, "file within the collection"),
-    "licences": (TEXT, "JSON list of the licences of the collection"),
+    "licences": (TEXT, "JSON list: of the collection, of others that label the same image, of exact duplicates"),
     "width": (WHOLE, "px of this image"),
     "height": (WHOLE, "px of this image"),
     "image_width": (WHOLE, "px of the image that it is a window of"),
@@ -66,9 +71,9 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: 
 }
 
 
-def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
-    """The card of a build. found: what protect.json and dedup.json say."""
-    about = manifest.recipe.get("about") or "Built with datakit."
+def text(manifest: Manifest, found: dict[str, dict[str, Any]], tally: Tally) -> str:
+    """The card of a build. found: what protect.json and dedup.json say; tally: of its records."""
+    about = manifest.recipe.get("about") or ABOUT
     taken = manifest.recipe.get("include_evaluation")
     if taken:
         about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
@@ -81,8 +86,8 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
     terms = [f"- {s.name}: {' '.join(s.provider_terms.split())}" for s in manifest.sources if s.provider_terms]
     if terms:
         lines += ["Terms of those who took the pictures:", "", *terms, ""]
-    unstated = sum(s.samples for s in manifest.sources if s.licence == "unstated")
-    lines += [f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence.", ""]
+    lines += [*licences(manifest, tally), ""]
+    lines += ["## Means and deviations", "", *levels(manifest, tally.bands), ""]
     lines += ["## What came in and what went", "", *table(count_rows(manifest)), ""]
     lines += [
         "`dropped.parquet` holds every record that was left out, with its reason; `samples.parquet` every one kept.",
@@ -101,6 +106,38 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def licences(manifest: Manifest, tally: Tally) -> Iterator[str]:
+    """How many samples are under which licence, counted over their records."""
+    unstated = sum(s.samples for s in manifest.sources if s.licence == UNSTATED)
+    yield f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence."
+    yield "\n" + "\n".join(table([("licence", "samples"), *((k, f"{n:,}") for k, n in tally.by_licence().items())]))
+    yield "\n`licences` of a sample has that of its collection, those of collections that label the same image, and"
+    yield "those of copies with equal pixels that it was kept instead of; it counts under each of them."
+
+
+def levels(manifest: Manifest, sums: Sums) -> Iterator[str]:
+    """Mean and deviation of each band, by source and of all."""
+    bands = [*sums.bands()]
+    if not bands:
+        yield "None were measured."
+        return
+    yield from table(band_rows(bands))
+    what = "levels of the source" if sums.levels else "the picture, before it was encoded"
+    yield f"\nIn levels, over the valid pixels of all samples, of {what}. `datakit stats` counts with overlays."
+    if sums.unmeasured:
+        yield f"{sums.unmeasured:,} samples were not measured."
+
+
+def band_rows(bands: Iterable[Band]) -> Iterator[tuple[str, ...]]:
+    """Means and deviations as rows: a row for the bands of a source that have one type and as many pixels."""
+    yield ("source", "bands", "type", "samples", "valid pixels", "mean", "deviation")
+    for (source, dtype, samples, pixels), group in groupby(bands, lambda b: (b.source, b.dtype, b.samples, b.pixels)):
+        mine = [*group]
+        mean = ", ".join(f"{b.mean:.2f}" for b in mine)
+        deviation = ", ".join(f"{b.deviation:.2f}" for b in mine)
+        yield (source or "all", ", ".join(b.band for b in mine), dtype, f"{samples:,}", f"{pixels:,}", mean, deviation)
 
 
 def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
