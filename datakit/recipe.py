@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import RecipeError
+from .licences import UNSTATED, Asked
 from .manifest import Collection
 from .rules import Evaluation, EveryNth, PairShift, SplitRule, ValidShare
 from .sample import Spec
@@ -124,7 +125,7 @@ class Recipe(Spec):
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
         changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
-        beside those of the recipe. licences: take only what is under one of these; "unstated" is none of them.
+        beside those of the recipe. licences: take only what is under one of these, see `licences`.
         """
         path = find(Path(path))
         plain = with_base(path)
@@ -208,12 +209,14 @@ def put_lists(plain: dict[str, Any], beside: Path, protect: Sequence[Path]) -> N
 
 
 def put_licences(plain: dict[str, Any], licences: Sequence[str]) -> None:
-    """Add a rule that takes only these licences, before all others."""
+    """Add rules that take only these licences, before all others; what states none goes for a reason of its own."""
     exclude = plain.get("exclude") or {}
     rules = exclude.get("rules") or [] if isinstance(exclude, dict) else None
     if licences and isinstance(rules, list):
+        stated = {"rule": "licence", "allow": ["*"], "name": "licence_unstated"}
         only = {"rule": "licence", "allow": [*licences], "name": "licence_not_asked_for"}
-        plain["exclude"] = {**exclude, "rules": [only, *rules]}
+        first = [only] if Asked(licences).includes(UNSTATED) else [stated, only]
+        plain["exclude"] = {**exclude, "rules": [*first, *rules]}
 
 
 def find(path: Path) -> Path:

@@ -29,9 +29,7 @@ def stats(
         raise RecipeError(f"{out}: no {RECORDS} there: only a build has records")
     sums = summed(path, partial(live.counts, 0))
     if not sums.found:
-        raise ShardError(
-            f"{out}: its records have no sums of bands: it was built with cut.measure: false, or of copies"
-        )
+        raise ShardError(f"{out}: no pixel was measured: it was built with cut.measure: false")
     return sums
 
 
