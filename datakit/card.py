@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +21,11 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 TIFF = "tif"
+HUB = (  # SPDX names that Hugging Face's hub has, in its letters
+    "mit", "apache-2.0", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-permissive-1.0",
+    "cdla-permissive-2.0",
+)  # fmt: skip
 ABOUT = "Built with datakit."
 DECODED = {  # what no picture library reads: how Python does
     TIFF: (
@@ -77,7 +82,16 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]], tally: Tally) -> 
     taken = manifest.recipe.get("include_evaluation")
     if taken:
         about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
-    lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
+    lines = [
+        "---",
+        front(manifest, [*tally.by_licence()]).strip(),
+        "---",
+        "",
+        f"# {manifest.title or manifest.name}",
+        "",
+        about.strip(),
+        "",
+    ]
     if "coco" in found:
         lines += [*found["coco"]["lines"], ""]
     if manifest.missing:
@@ -105,7 +119,21 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]], tally: Tally) -> 
         *table([("field", "what"), *((f"`{name}`", words) for name, (_, words) in FIELDS.items())]),
         "",
     ]
+    citations = [f"- {name}: {citation}" for name, citation in cited(manifest).items()]
+    lines += ["## Citation", "", *citations, ""] if citations else []
     return "\n".join(lines)
+
+
+def cited(manifest: Manifest) -> dict[str, str]:
+    """How the collections that samples come from are cited, by source, in the order of the recipe; each but once."""
+    recipe, there = manifest.recipe, {source.name.partition("/")[0] for source in manifest.sources if source.samples}
+    sources = recipe.get("sources") or [{**recipe, "name": source.name} for source in manifest.sources]
+    found: dict[str, str] = {}
+    for source in sources:
+        citation = " ".join((source["collection"].get("citation") or "").split())
+        if source["name"] in there and citation and citation not in found.values():
+            found[source["name"]] = citation
+    return found
 
 
 def licences(manifest: Manifest, tally: Tally) -> Iterator[str]:
@@ -165,14 +193,15 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
     yield from (f"- {what}" for what in found["protect"]["cannot_see"])
 
 
-def front(manifest: Manifest) -> str:
-    """YAML front matter: licence, size, files."""
+def front(manifest: Manifest, names: Sequence[str] = ()) -> str:
+    """YAML front matter: licence, size, files. names: of licences that samples are under; one may be the hub's own."""
+    known = names[0].lower() if len(names) == 1 else ""
+    licence = {"license": known} if known in HUB else {"license": "other", "license_name": "per-source"}
     splits = sorted({s.split for s in manifest.shards})
     files = [{"split": s or "unsplit", "path": f"{manifest.name}-{s or 'unsplit'}-*.tar"} for s in splits]
     size = next((name for most, name in SIZES if manifest.samples < most), "n>10M")
     plain = {
-        "license": "other",
-        "license_name": "per-source",
+        **licence,
         "pretty_name": manifest.title or manifest.name,
         "size_categories": [size],
         "tags": ["webdataset"],

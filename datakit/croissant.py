@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from .bands import Band
-from .card import ABOUT
+from .card import ABOUT, cited
 from .manifest import Manifest, SourceLeft
 from .tally import Tally
 
@@ -81,21 +81,13 @@ def text(manifest: Manifest, tally: Tally, sha256: str) -> str:
         "conformsTo": VERSION,
         "license": [url_of(name) for name in tally.by_licence()],
         "url": pages.pop() if len(pages) == 1 else "",
-        "citeAs": "\n".join(cited(manifest, {source.name.partition("/")[0] for source in there})),
+        "citeAs": "\n".join(cited(manifest).values()),
         "isLiveDataset": False,
         "isBasedOn": [based_on(source) for source in there],
         "distribution": [*files(manifest, sha256)],
         "recordSet": [*record_sets(manifest, tally)],
     }
     return json.dumps({k: v for k, v in plain.items() if v != ""}, indent=1, ensure_ascii=False) + "\n"
-
-
-def cited(manifest: Manifest, names: Container[str]) -> list[str]:
-    """How the collections of these sources are cited, one each, in the order of the recipe."""
-    recipe = manifest.recipe
-    sources = recipe.get("sources") or [{**recipe, "name": source.name} for source in manifest.sources]
-    found = [source["collection"]["citation"] for source in sources if source["name"] in names]
-    return list(dict.fromkeys(" ".join(citation.split()) for citation in found if citation))
 
 
 def url_of(licence: str) -> str:

@@ -100,6 +100,23 @@ def test_front_matter(built: Built) -> None:
         assert [split for split, pattern in patterns.items() if pattern.fullmatch(shard.name)] == [shard.split]
 
 
+def test_a_set_of_one_licence_that_the_hub_knows_has_its_name(built: Built) -> None:
+    manifest = built[0]
+    for names, licence in ((["CC-BY-4.0"], "cc-by-4.0"), (["CC-BY-4.0", "MIT"], "other"), (["unstated"], "other")):
+        front = yaml.safe_load(card.front(manifest, names))
+        assert (front["license"], "license_name" in front) == (licence, licence == "other")
+
+
+def test_collections_are_cited_once(built: Built) -> None:
+    manifest, text, tally = built
+    assert "## Citation" not in text
+    recipe = json.loads(json.dumps(manifest.recipe))
+    for source in recipe["sources"]:
+        source["collection"]["citation"] = "A. Author:\nOne. 2024." if source["name"] != "sea" else "Not at hand."
+    told = card.text(manifest.model_copy(update={"recipe": recipe}), FOUND, tally)
+    assert told.endswith("## Citation\n\n- air: A. Author: One. 2024.\n")
+
+
 def test_tables_are_whole(built: Built) -> None:
     for rows in tables(built[1]):
         assert {len(row) for row in rows} == {len(rows[0])}

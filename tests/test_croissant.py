@@ -60,7 +60,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(path: Path, cache: Path) -> tuple[list[str], list[str], dict[str, list[Row]]]:
-    """Errors, warnings, and the records of every record set; in a process of its own: the cache is told by its environment."""
+    """Errors, warnings, and the records of every record set, by a process that has a cache of its own."""
     command = [sys.executable, "-W", "ignore", "-c", READ, str(path)]
     env = {"CROISSANT_CACHE": str(cache), "HOME": str(cache), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cache.parent, timeout=240)
