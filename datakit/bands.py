@@ -58,15 +58,24 @@ class Sums:
     def add(self, records: pa.Table, times: Ints | None = None) -> None:
         """Count records, COLUMNS of them; times: (N,) how often each of them counts."""
         times = np.ones(records.num_rows, np.int64) if times is None else times
-        bands = pc.list_value_length(records.column("band_count")).fill_null(0).to_numpy().astype(np.int64)
+        lists = [records.column(name).combine_chunks() for name in SUMS]
+        bands = lists[0].value_lengths().fill_null(0).to_numpy().astype(np.int64)
         self.unmeasured += int(times[bands == 0].sum())
-        named = self.named(records)
-        for kind in named.unique().to_pylist():
-            mine = pc.equal(named, kind).to_numpy() & (times > 0)
-            for count in np.unique(bands[mine & (bands > 0)]).tolist():
-                for often in np.unique(times[mine & (bands == count)]).tolist():
-                    rows = np.flatnonzero(mine & (bands == count) & (times == often))
-                    self.count(kind, count, often, records.take(pa.array(rows)))
+        named = self.named(records).combine_chunks().dictionary_encode()
+        kinds, numbers = named.dictionary.to_pylist(), named.indices.to_numpy()
+        alike = np.stack([numbers, bands, times], axis=1)  # what is summed together
+        rows = np.flatnonzero((bands > 0) & (times > 0))
+        rows = rows[np.lexsort(alike[rows].T)]
+        begins = np.flatnonzero((np.diff(alike[rows], axis=0, prepend=-1) != 0).any(axis=1))
+        for group in np.split(rows, begins[1:]) if len(rows) else ():
+            kind, count, often = alike[group[0]].tolist()
+            sums = [len(group)]
+            for one in lists:
+                begin = one.offsets.to_numpy()[group]
+                column = one.values.to_numpy()[begin[:, None] + np.arange(count)]
+                high, low = (column >> 32).sum(axis=0), (column & LOW).sum(axis=0)  # squares of a set pass 64 bits
+                sums += [(h << 32) + part for h, part in zip(high.tolist(), low.tolist(), strict=True)]
+            self.put(kind_of(kinds[kind], count), [often * number for number in sums])
 
     def join(self, other: Sums) -> None:
         """Add what other records add up to."""
@@ -87,19 +96,6 @@ class Sums:
         bands = pc.binary_join(records.column("bands"), BETWEEN).fill_null("")
         return pc.binary_join_element_wise(source, records.column("dtype"), bands, BETWEEN)
 
-    def count(self, kind: str, bands: int, often: int, records: pa.Table) -> None:
-        """Add records of one kind that have so many bands."""
-        source, *said = kind.split(BETWEEN)
-        dtype, names = (said[0], tuple(said[1:])) if said else ("uint8", PICTURE)
-        if len(names) != bands or len({*names}) < bands:
-            names = tuple(str(n) for n in range(1, bands + 1))
-        sums = [records.num_rows]
-        for name in SUMS:
-            column = pc.list_flatten(records.column(name)).to_numpy().reshape(-1, bands)
-            high, low = (column >> 32).sum(axis=0), (column & LOW).sum(axis=0)  # squares of a set pass 64 bits
-            sums += [(h << 32) + part for h, part in zip(high.tolist(), low.tolist(), strict=True)]
-        self.put((source, dtype, names), [often * number for number in sums])
-
     def bands(self) -> Iterator[Band]:
         """Every band of every source, by name of the source, then those of all by type and name."""
         overall: dict[tuple[str, str], NDArray[Any]] = {}
@@ -114,6 +110,15 @@ class Sums:
     def overall(self) -> list[Band]:
         """Those of all sources together."""
         return [band for band in self.bands() if not band.source]
+
+
+def kind_of(named: str, count: int) -> Kind:
+    """Source, type and bands of records that are named so and have so many bands; by number where names do not fit."""
+    source, *said = named.split(BETWEEN)
+    dtype, names = (said[0], tuple(said[1:])) if said else ("uint8", PICTURE)
+    if len(names) != count or len({*names}) < count:
+        names = tuple(str(n) for n in range(1, count + 1))
+    return source, dtype, names
 
 
 def _band(source: str, name: str, dtype: str, sums: NDArray[Any]) -> Band:

@@ -18,6 +18,9 @@ import datakit
 from datakit.cli import main
 from datakit.errors import RecipeError
 from datakit.licences import Asked, distinct
+from datakit.pretrain.feed import Feed
+from datakit.pretrain.machine import Machine
+from datakit.pretrain.recipe import Pretrain
 from datakit.recipe import Recipe
 from datakit.stats import stats
 from datakit.stream import Loader, Mix, Overlay, evaluation
@@ -179,6 +182,12 @@ def test_a_state_knows_its_licences_and_replay_takes_them(built: Path) -> None:
     assert [row["key"] for row in keys_of_step(state, out, licence=["CC-BY-4.0"])] == [key]
     with pytest.raises(Exception, match="overlay was"):
         Loader(out, 1, transform=evaluation(32), licence="unstated").load_state_dict(state)
+
+
+def test_a_run_is_fed_only_what_is_asked_for(built: Path) -> None:
+    changes = {"data": str(built / "out"), "batch": 2, "licence": ["CC-BY-4.0"]}
+    feed = Feed(Pretrain.load("tiny", changes), Machine("float32", "cpu"))
+    assert len(feed.loader.live) == 2
 
 
 def test_licences_of_a_mix_are_those_of_each_set(built: Path, tmp_path: Path) -> None:
