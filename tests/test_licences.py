@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from servers import Web, serving
 from worlds import recipe_of, scene, source_of, write_recipe
 
 import datakit
@@ -22,7 +24,7 @@ from datakit.pretrain.feed import Feed
 from datakit.pretrain.machine import Machine
 from datakit.pretrain.recipe import Pretrain
 from datakit.recipe import Recipe
-from datakit.stats import stats
+from datakit.stats import stats, told
 from datakit.stream import Loader, Mix, Overlay, evaluation
 from datakit.stream.replay import keys_of_step
 
@@ -118,9 +120,9 @@ def test_what_is_asked_for_is_what_is_read(
     assert {names[key] for batch in loader for key in batch.keys} == wanted
     flags = [text for name in asked for text in ("--licence", name)]
     assert main(["query", str(out), *flags]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {names[row["key"]] for row in told} == wanted
-    assert all(Asked(asked).any_of(row["licences"]) for row in told)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {names[row["key"]] for row in lines} == wanted
+    assert all(Asked(asked).any_of(row["licences"]) for row in lines)
     assert main(["query", str(out), *flags, "-o", str(tmp_path / "q.parquet")]) == 0
     again = Loader(out, 1, transform=evaluation(32), shuffle=False, overlay=tmp_path / "q.parquet")
     assert {names[key] for batch in again for key in batch.keys} == wanted
@@ -195,6 +197,17 @@ def test_licences_of_a_mix_are_those_of_each_set(built: Path, tmp_path: Path) ->
     datakit.build(Recipe.load(path, licences=["unstated"]), data=built / "data", out=tmp_path / "o", workers=0)
     mix = Loader(Mix({built / "out": 1, tmp_path / "o": 1}), 1, transform=evaluation(32), licence="CC-BY-4.0")
     assert len(mix.live) == 2
+
+
+def test_a_set_in_a_store_tells_them_too(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    shutil.copytree(built / "out", tmp_path / "web" / "set")
+    with serving(Web(tmp_path / "web")) as web:
+        url = f"{web.url}/set"
+        assert told(stats(url, licence=["CC-BY-4.0"])) == told(stats(built / "out", licence=["CC-BY-4.0"]))
+        assert len(Loader(url, 1, transform=evaluation(32), licence="CC-BY-4.0").live) == 2
+        assert web.asked("GET", "samples.parquet")
+        assert not web.asked("GET", ".tar")
 
 
 def test_what_cannot_be_asked(built: Path, shards: Path, capsys: Out) -> None:
