@@ -101,7 +101,7 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]], tally: Tally) -> 
     if terms:
         lines += ["Terms of those who took the pictures:", "", *terms, ""]
     lines += [*licences(manifest, tally), ""]
-    lines += ["## Means and deviations", "", *levels(manifest, tally.bands), ""]
+    lines += ["## Means and deviations", "", *levels(tally.bands), ""]
     lines += ["## What came in and what went", "", *table(count_rows(manifest)), ""]
     lines += [
         "`dropped.parquet` holds every record that was left out, with its reason; `samples.parquet` every one kept.",
@@ -145,7 +145,7 @@ def licences(manifest: Manifest, tally: Tally) -> Iterator[str]:
     yield "those of copies with equal pixels that it was kept instead of; it counts under each of them."
 
 
-def levels(manifest: Manifest, sums: Sums) -> Iterator[str]:
+def levels(sums: Sums) -> Iterator[str]:
     """Mean and deviation of each band, by source and of all."""
     bands = [*sums.bands()]
     if not bands:
