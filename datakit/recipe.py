@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from .decisions import Decisions
 from .errors import RecipeError
+from .licences import UNSTATED, Asked
 from .manifest import Collection
 from .rules import Evaluation, EveryNth, PairShift, SplitRule, ValidShare
 from .sample import Spec
@@ -127,7 +128,7 @@ class Recipe(Spec):
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
         changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
-        beside those of the recipe. licences: take only what is under one of these; "unstated" is none of them.
+        beside those of the recipe. licences: take only what is under one of these, see `licences`.
         decisions: a decisions.json, in place of the recipe's own.
         """
         path = find(Path(path))
@@ -214,12 +215,14 @@ def put_lists(plain: dict[str, Any], beside: Path, protect: Sequence[Path]) -> N
 
 
 def put_licences(plain: dict[str, Any], licences: Sequence[str]) -> None:
-    """Add a rule that takes only these licences, before all others."""
+    """Add rules that take only these licences, before all others; what states none goes for a reason of its own."""
     exclude = plain.get("exclude") or {}
     rules = exclude.get("rules") or [] if isinstance(exclude, dict) else None
     if licences and isinstance(rules, list):
+        stated = {"rule": "licence", "allow": ["*"], "name": "licence_unstated"}
         only = {"rule": "licence", "allow": [*licences], "name": "licence_not_asked_for"}
-        plain["exclude"] = {**exclude, "rules": [only, *rules]}
+        first = [only] if Asked(licences).includes(UNSTATED) else [stated, only]
+        plain["exclude"] = {**exclude, "rules": [*first, *rules]}
 
 
 def find(path: Path) -> Path:

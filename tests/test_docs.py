@@ -6,15 +6,19 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
+from worlds import make_world, recipe_of
 
 import datakit
 from datakit import ids as mask_ids
@@ -30,12 +34,14 @@ from datakit.pretrain.objective import Augment, MeanAndStd
 from datakit.pretrain.raw_distill import Curriculum, RawDistillation, Teacher
 from datakit.pretrain.recipe import Budget, Feeding, Optimiser, Pretrain, Prune
 from datakit.pretrain.unprocess import Camera
+from datakit.recipe import Recipe
 from datakit.sample import Spec
 from datakit.sides import Split
 from datakit.stages.dedup import Dedup
 from datakit.stages.exclude import BY_HAND
 from datakit.stages.protect import Protect
 from datakit.stages.same_place import SamePlace
+from datakit.stream import Overlay
 
 Out = pytest.CaptureFixture[str]
 DOCS = Path(__file__).parent.parent / "docs"
@@ -202,6 +208,33 @@ def test_the_page_on_imagenet_s_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert next(batch["mask"].dtype for batch in names["loader"]) is torch.int64
     masks = {"pred": np.ones((4, 5), int), "gt": np.ones((4, 5), int), "ids": np.ones((4, 5), int)}
     exec(compile(second, "imagenet_s.md", "exec"), {**masks, "preds": [{1}], "gts": [{2}]})
+
+
+def test_the_page_on_cards_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    """Its commands on a set of two licences (the build is only parsed), and its Python by a process of its own."""
+    text = (DOCS / "cards.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    make_world(tmp_path / "data")
+    plain = recipe_of("classes", "scenes").model_dump(mode="json")
+    plain["sources"][1]["collection"]["licence"] = "CC0-1.0"
+    datakit.build(Recipe.model_validate(plain), data=tmp_path / "data", out="shards/scenes", workers=0)
+    ids = pq.read_table("shards/scenes/samples.parquet").column("id").to_pylist()
+    Overlay.write("clouds.parquet", "drop", ids[:2])
+    Overlay.write("rare.parquet", "weight", ids[2:4], [2.5, 0.5])
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    commands = [
+        shlex.split(line, comments=True)[1:] for kind, block in found if kind == "sh" for line in block.splitlines()
+    ]
+    assert len(commands) == 7
+    for command in commands:
+        parser().parse_args(command)
+        if command[0] != "build":
+            assert main(command) == 0, command
+    capsys.readouterr()
+    for code in (block for kind, block in found if kind == "python"):
+        env = {"CROISSANT_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), "PYTHONPATH": str(DOCS.parent)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/pretraining.md"])
