@@ -26,7 +26,7 @@ from .sample import make_key
 from .samples import Samples
 from .stream.source import opened
 from .stream.tars import Tars
-from .survey import MEASURES, RULES, Kind, Survey
+from .survey import MEASURES, RULES, Kind, Survey, told_apart
 from .views import Camera, view_of
 
 Row = dict[str, Any]
@@ -222,10 +222,9 @@ class Kept:
         for begin, table in self.samples.pieces(["source", "name"]) if images else ():
             base = pc.list_element(pc.split_pattern(table.column("source"), "/", max_splits=1), 0)
             some = np.flatnonzero(np.asarray(pc.is_in(base, sources)))
-            names = table.take(pa.array(some)).to_pylist()
-            known: dict[tuple[str, str], int] = {}
-            for row, one in zip(some.tolist(), names, strict=True):
-                known.setdefault((one["source"], one["name"]), begin + row)
+            codes, names = told_apart(table.take(pa.array(some)), ("source", "name"))
+            first = zip(*np.unique(codes, return_index=True), strict=True)
+            known = {names[int(n)]: begin + int(some[at]) for n, at in first}
             for (source, name), row in known.items():
                 if (key := make_key(source, name)) in images:
                     found.setdefault(key, (row, True))

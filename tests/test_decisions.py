@@ -17,6 +17,7 @@ from datakit.decisions import Decision, Decisions, held
 from datakit.errors import RecipeError
 from datakit.manifest import Manifest
 from datakit.recipe import Recipe
+from datakit.repair import repair
 from datakit.verify import verify
 
 Out = pytest.CaptureFixture[str]
@@ -157,6 +158,20 @@ def test_what_a_build_noted_is_taken_again(made: Looked, tmp_path: Path, capsys:
     assert main([*command, "--out", str(tmp_path / "two"), "--decisions", str(noted)]) == 0
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert flat["key"] in kept(tmp_path / "two")
+
+
+def test_a_set_with_decisions_is_repaired(made: Looked, tmp_path: Path) -> None:
+    path = write(tmp_path / "d.json", dropped(made.out)["flat"][:1], ["air-nothing"])
+    build(made, with_decisions(made, path), tmp_path / "out")
+    path.unlink()  # what was decided is in the set's recipe
+    before = digests(tmp_path / "out")
+    for name in ("decisions.json", "dropped.parquet"):
+        (tmp_path / "out" / name).write_bytes(b"damaged")
+    assert sorted(repair(verify(tmp_path / "out", deep=True), made.work, print, 0)) == [
+        "decisions.json",
+        "dropped.parquet",
+    ]
+    assert digests(tmp_path / "out") == before
 
 
 def test_duplicates_that_are_only_counted_stay_as_they_are(made: Looked, tmp_path: Path) -> None:
