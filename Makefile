@@ -35,6 +35,7 @@ bench: install
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/raw.py
 	$(BIN)/python bench/pretrain.py --quick
+	$(BIN)/python bench/browse.py --quick
 
 bench-stream: install
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,peers]'

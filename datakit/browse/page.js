@@ -215,7 +215,7 @@ async function showWorld() {
     if ($("world").dataset.of !== now) return;
     drawMap($("world"), said, null);
     const placed = said.cells.reduce((sum, [, , n]) => sum + n, 0);
-    $("placed").textContent = `${count(placed)} of ${count(total)} have a place; the darkest cells have ${count(Math.max(0, ...said.cells.map((c) => c[2])))}`;
+    $("placed").textContent = `${count(placed)} of ${count(total)} have a place; the fullest cell has ${count(Math.max(0, ...said.cells.map((c) => c[2])))}`;
   } catch (error) { delete $("world").dataset.of; tell("trouble", error); }
 }
 
