@@ -18,6 +18,7 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -134,6 +135,10 @@ class Reader:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             self.servers.append(subprocess.Popen([sys.executable, "-m", *words], **quiet))  # type: ignore[call-overload]
             return ""
+        if words[0] == "python" and words[1].endswith(".py"):
+            with printing() as said:
+                runpy.run_path(words[1])
+            return said.getvalue()
         if words[0] == "make":
             return shell(shlex.join(["make", "--dry-run", "--directory", str(ROOT), *words[1:]]))
         return shell(line)
