@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from pages import blocks
 from PIL import Image
 from worlds import geotiff, scene
 
@@ -47,3 +49,17 @@ def home(folder: Path) -> None:
     scenes(folder / "scenes")
     held_out(folder / "dota/val")
     classes(folder / "AID")
+
+
+def harbours() -> None:
+    """The files of the tree that the page on adding a collection shows."""
+    (tree,) = [block.text for block in blocks("docs/adding_a_collection.md") if "data/harbours/" in block.text][:1]
+    names = re.findall(r"\S+/\S+\.\w+", tree)
+    assert len(names) == 5
+    for n, name in enumerate(names):
+        path = Path("data/harbours") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".png":
+            Image.fromarray(scene(n, 150, 140, "port")).save(path)
+        else:
+            path.write_text("gsd:0.5\n10 10 40 10 40 30 10 30 ship 0\n")

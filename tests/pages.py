@@ -38,7 +38,8 @@ NOT_TESTED = re.compile(r"# not tested: (.+)")
 TINY = {
     "selectivemae": "size=tiny image_px=32 patch_px=8 decoder_depth=1",
     "mae": "size=tiny image_px=32 patch_px=8 decoder_depth=1",
-    "raw_distill": "student.model=convnext_atto teacher.model=convnext_atto teacher.weights=teacher.pt image_px=32 labels=0",
+    "raw_distill": "student.model=convnext_atto teacher.model=convnext_atto teacher.weights=teacher.pt "
+    "image_px=32 labels=0",
 }  # of an objective
 RUN = "batch=4 precision=float32 checkpoint_every=2 feeding.threads=1"
 MORE = {  # what makes a command small, and nothing else of it

@@ -22,7 +22,6 @@ import torch
 from pages import ROOT, Block, Reader, blocks, own, pages, understood
 from PIL import Image
 from servers import moto
-from worlds import scene
 
 from datakit import dng
 from datakit import ids as mask_ids
@@ -101,20 +100,6 @@ def sets(world: World, **places: str) -> None:
             shutil.copytree(getattr(world, kind), name)
 
 
-def harbours(world: World) -> None:
-    """The files of the tree that the page shows."""
-    (tree,) = [block.text for block in blocks("docs/adding_a_collection.md") if "data/harbours/" in block.text][:1]
-    names = re.findall(r"\S+/\S+\.\w+", tree)
-    assert len(names) == 5
-    for n, name in enumerate(names):
-        path = Path("data/harbours") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.fromarray(scene(n, 150, 140, "port")).save(path)
-        else:
-            path.write_text("gsd:0.5\n10 10 40 10 40 30 10 30 ship 0\n")
-
-
 def masks(world: World) -> None:
     """Predictions for the look-alike of ImageNet-S: the published masks; and masks of one class, to add."""
     (archive,) = Path("look/annotations").glob("ImageNetS50-*.zip")
@@ -156,8 +141,7 @@ def masked(world: World) -> None:
 
 Step = Callable[[World], object]
 GIVEN: dict[str, Step] = {  # what lies in the folder before a page begins
-    "README.md": lambda world: sets(world, scenes="build/opticalrs"),
-    "docs/adding_a_collection.md": harbours,
+    "docs/adding_a_collection.md": lambda world: given.harbours(),
     "docs/checking.md": lambda world: sets(world, scenes="shards/scenes tars"),
     "docs/clusters.md": lambda world: shutil.copytree(world.home / "scenes", "shared/scenes"),
     "docs/evaluating.md": lambda world: sets(world, run="runs/scenes", classes="shards/resisc45"),
@@ -232,7 +216,7 @@ def test_what_is_not_run_is_this_and_is_understood() -> None:
 
 
 def test_no_block_hides_what_it_is() -> None:
-    """Commands and code stand in blocks that are run; those without a word, and there are no indented ones, show else."""
+    """Commands and code stand in blocks that are run: not in those without a word, and not in indented ones."""
     for page in pages():
         for block in blocks(page):
             assert block.kind in ("sh", "python", "yaml", "text", "diff", ""), f"{page}:{block.line}: {block.kind}"
