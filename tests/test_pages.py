@@ -184,7 +184,6 @@ def test_a_page_runs(
     shutil.copytree(world.home, "home")
     for path in world.home.glob("*.txt"):
         shutil.copy(path, ".")
-    shutil.copytree(ROOT / "recipes", "recipes")
     if any("s3://" in block.text for block in blocks(page)):
         request.getfixturevalue("bucket")
     GIVEN.get(page, lambda world: None)(world)
