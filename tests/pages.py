@@ -105,7 +105,10 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         for server in reversed(self.servers):
             server.terminate()
-            server.wait()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
     def run(self, block: Block) -> None:
         text = block.text
