@@ -253,16 +253,20 @@ def find_manifest(name: str, *near: Path) -> Path:
 
 
 def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of a recipe over that of its `base`, a file beside it; mappings are merged, all else is replaced."""
+    """The YAML of a recipe over that of its `base`; mappings are merged, all else is replaced.
+
+    The base is a file beside it, else a bundled one: opticalrs.yaml, pretrain/tiny.yaml.
+    """
     plain = read_yaml(path)
     if not isinstance(plain, dict):
         raise RecipeError(f"{path}: must be a mapping with name, sources, …")
     base = plain.pop("base", None)
     if base is None:
         return plain
-    below, above = path.parent / str(base), (*above, path.resolve())
+    places = [folder / str(base) for folder in (path.parent, *folders("recipes"))]
+    below, above = next((place for place in places if place.is_file()), places[0]), (*above, path.resolve())
     if not below.is_file():
-        raise RecipeError(f"{path}: base: {base}: no such file in {path.parent}")
+        raise RecipeError(f"{path}: base: {base}: no such file in {path.parent}, and no bundled recipe")
     if below.resolve() in above:
         raise RecipeError(f"{path}: base: {base} builds on this one itself")
     return merged(with_base(below, above), plain)

@@ -20,6 +20,8 @@ def state_of(path: Path) -> dict[str, Any]:
     """The state in a JSON file or in a checkpoint of torch: the file itself, or the first of its values that is one."""
     try:
         found = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise ShardError(f"{path}: no such file") from None
     except Exception as exc:
         raise ShardError(f"{path}: neither JSON (.json) nor a checkpoint of torch ({exc})") from None
     for state in (found, *(found.get(name) for name in NAMES), *found.values()) if isinstance(found, dict) else ():
