@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import sys
 import time
 from collections import Counter, deque
@@ -179,6 +180,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
+        if not len(self) and self.samples:
+            few = (
+                f"{self.samples} samples are less than a batch of {self.batch_size} on each of {self.world_size} ranks"
+            )
+            warnings.warn(f'{few}: none is given. Make batch_size smaller, or remainder "wrap"', stacklevel=2)
         self._handed = epoch, start  # a state that is asked for before the first batch, or after its error, says so
         for batch in self.batches(epoch, start):
             self._handed = epoch, batch.position
