@@ -50,6 +50,9 @@ MORE = {  # what makes a command small, and nothing else of it
 }
 
 
+APART = ("__main__", "import mlcroissant")  # code with these is run by a process of its own: of workers, of warnings
+
+
 @dataclass(frozen=True)
 class Block:
     """A block of a page. line: of its first line."""
@@ -155,7 +158,7 @@ class Reader:
     def python(self, block: Block) -> None:
         if block.file:
             write(block)
-        elif "__main__" in block.text:
+        elif any(text in block.text for text in APART):
             Path("page.py").write_text(block.text)
             self.printed = shell(f"{sys.executable} page.py")
         else:

@@ -160,7 +160,7 @@ def decided(world: World) -> None:
     """A set, and a person's decision on a picture that it left out."""
     sets(world, scenes="shards/scenes")
     key = pq.read_table("shards/scenes/dropped.parquet", columns=["key"])["key"][0].as_py()
-    Path("decisions.json").write_text(json.dumps({"keep": [{"key": key}]}))
+    Path("decisions.json").write_text(json.dumps({"format": 1, "keep": [{"key": key}]}))
 
 
 Step = Callable[[World], object]
