@@ -289,11 +289,13 @@ def run_sign(args: argparse.Namespace) -> int:
     from .manifest import Collection
     from .recipe import Recipe, find_manifest, parse_changes
     from .signing import held_out
+    from .stages.protect import PARTS
 
     recipe = Recipe.load(args.recipe, parse_changes(args.set))
     about = Collection.load(find_manifest(args.manifest)) if args.manifest else None
+    parts = args.list.with_name(args.list.name + PARTS) if recipe.protect.contain else None
     with Engine(cores() if args.workers is None else args.workers) as engine:
-        held = held_out(args.folder, recipe, engine, about, args.name, args.edition, args.split)
+        held = held_out(args.folder, recipe, engine, about, args.name, args.edition, args.split, parts)
     held.save(args.list)
     for row in held.about["unsigned"]:
         say(f"not signed: {row['name']}: {row['why']}")

@@ -1,0 +1,305 @@
+"""Held-out images of which only a part is shared: crops, shifts, other scales, either way round."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from test_dedup import ALL, kept, lost, put
+from worlds import SHARED, digests, recipe_of, scene, work_done, write_recipe
+
+import datakit
+from datakit.cli import main
+from datakit.contain import PARTS, Found, Index, described
+from datakit.looks import TURNS, turn
+from datakit.manifest import Manifest
+from datakit.points import gray_of, points_of
+from datakit.recipe import Recipe
+from datakit.sources.land import KINDS
+
+Pixels = NDArray[np.uint8]
+Out = pytest.CaptureFixture[str]
+LEAST_POINTS, LEAST_CORRELATION, LEAST_SHARE = 8, 0.8, 0.48  # of Contain
+
+
+class Case(NamedTuple):
+    """A picture that shows a part of a held-out one, or that one is a part of."""
+
+    held: str
+    pixels: Pixels
+    about: str
+
+
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream).convert("RGB"))
+
+
+def scaled(pixels: Pixels, scale: float) -> Pixels:
+    size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC))
+
+
+def cropped(pixels: Pixels, rng: np.random.Generator, share: float) -> Pixels:
+    """A window of at least that share, of another shape, anywhere."""
+    height, width = pixels.shape[:2]
+    across = min(width, round(width * (share * np.exp(rng.uniform(-0.3, 0.3))) ** 0.5))
+    down = min(height, -int(-height * width * share // across))
+    across = -int(-height * width * share // down)
+    left, top = rng.integers(width - across + 1), rng.integers(height - down + 1)
+    return pixels[top : top + down, left : left + across]
+
+
+def changed(pixels: Pixels, rng: np.random.Generator, scale: float) -> tuple[Pixels, str]:
+    """At another scale, turned or mirrored, and encoded again."""
+    place, quality = int(rng.integers(8)), int(rng.integers(60, 96))
+    small = turn(scaled(pixels, scale)[None], place)[0]
+    return jpeg(small, quality), f"scale {scale:.2f} {TURNS[place]} quality {quality}"
+
+
+def planted(pictures: dict[str, Pixels], seed: int, each: int) -> Iterator[Case]:
+    """Crops of at least half of held-out pictures."""
+    rng = np.random.default_rng(seed)
+    for name, pixels in pictures.items():
+        for _ in range(each):
+            share = rng.uniform(0.5, 1)
+            found, how = changed(cropped(pixels, rng, share), rng, 2 ** rng.uniform(-1, 1))
+            yield Case(name, found, f"{name} share {share:.2f} {how}")
+
+
+def index_of(pictures: dict[str, Pixels], folder: Path) -> Index:
+    rows = []
+    for name, pixels in pictures.items():
+        height, width = pixels.shape[:2]
+        place = {"name": name, "image_size": [width, height], "window": [0, 0, width, height]}
+        rows.append({**place, **described(pixels)})
+    pq.write_table(pa.Table.from_pylist(rows, schema=PARTS), folder / "held.parts")
+    return Index.build(folder / "index", [folder / "held.parts"])
+
+
+def search(index: Index, cases: Sequence[Case]) -> Iterator[tuple[str, Found]]:
+    """What counts as shared: the name of the held-out picture, and what was found."""
+    for found in index.search([(gray := gray_of(case.pixels), points_of(gray)) for case in cases]):
+        m = found.match
+        strong = m.points >= LEAST_POINTS and m.correlation >= LEAST_CORRELATION
+        if strong and max(m.share, m.held_share) >= LEAST_SHARE:
+            yield index.images[found.image]["name"], found
+
+
+def scored(index: Index, cases: Sequence[Case]) -> tuple[list[str], list[str]]:
+    """Cases that were missed, and pictures that were found in one they share nothing with."""
+    hits = list(search(index, cases))
+    there = {found.query for name, found in hits if name == cases[found.query].held}
+    missed = [case.about for n, case in enumerate(cases) if n not in there]
+    return missed, [f"{name} in {cases[f.query].about}" for name, f in hits if name != cases[f.query].held]
+
+
+def drawn(first: int, count: int = 1) -> dict[str, Pixels]:
+    """Scenes of every kind, of several sizes."""
+    sizes = ((512, 512), (400, 420), (600, 480), (256, 256))
+    seeds = range(first, first + count * len(KINDS))
+    return {f"{kind}-{n}": scene(n, *sizes[n % 4], kind) for n, kind in zip(seeds, list(KINDS) * count, strict=True)}
+
+
+def real() -> dict[str, Pixels]:
+    """Windows of two aerial images and of what else is there."""
+    if not (SHARED / "rs").is_dir():
+        pytest.skip("no shared data")
+    found = {}
+    for name in ("P0706.png", "P1888.png", "389225main_sw_1965_1024.jpg"):
+        pixels = np.asarray(Image.open(SHARED / "rs" / name).convert("RGB"))
+        height, width = pixels.shape[:2]
+        for top in range(0, height - 511, 512):
+            for left in range(0, width - 511, 512):
+                found[f"{name}@{left},{top}"] = pixels[top : top + 512, left : left + 512]
+    for path in sorted((SHARED / "dedup").glob("ukbench*[0-9].jpg")):
+        found[path.stem] = np.asarray(Image.open(path).convert("RGB"))
+    return found
+
+
+# recall
+
+
+@pytest.mark.parametrize("which", ["drawn", "real"])
+def test_crops_of_held_out_images_are_found(tmp_path: Path, which: str) -> None:
+    pictures = drawn(400) if which == "drawn" else real()
+    cases = list(planted(pictures, 1, 4))
+    missed, false = scored(index_of(pictures, tmp_path), cases)
+    assert len(missed) <= 0.05 * len(cases), missed
+    assert not false
+
+
+@pytest.mark.parametrize("which", ["drawn", "real"])
+def test_pictures_that_hold_most_of_a_held_out_image_are_found(tmp_path: Path, which: str) -> None:
+    """The other way round: what is held out is a crop."""
+    pictures, rng = drawn(400) if which == "drawn" else real(), np.random.default_rng(2)
+    held = {name: cropped(pixels, rng, rng.uniform(0.5, 1)) for name, pixels in pictures.items()}
+    cases = []
+    for name, pixels in pictures.items():
+        for _ in range(4):
+            found, how = changed(pixels, rng, 2 ** rng.uniform(-1, 1))
+            cases.append(Case(name, found, f"{name} {how}"))
+    missed, false = scored(index_of(held, tmp_path), cases)
+    assert len(missed) <= 0.05 * len(cases), missed
+    assert not false
+
+
+@pytest.mark.parametrize("which", ["drawn", "real"])
+def test_whole_copies_are_found(tmp_path: Path, which: str) -> None:
+    pictures, rng = drawn(400) if which == "drawn" else real(), np.random.default_rng(3)
+    cases = []
+    for name, pixels in pictures.items():
+        for _ in range(4):
+            found, how = changed(pixels, rng, 2 ** rng.uniform(-1, 1))
+            cases.append(Case(name, found, f"{name} {how}"))
+    missed, _ = scored(index_of(pictures, tmp_path), cases)
+    assert len(missed) <= 0.01 * len(cases), missed
+
+
+# builds
+
+
+class World(NamedTuple):
+    data: Path
+    out: Path
+    said: list[str]
+
+
+FACES = {f"{n}.png": scene(600 + n, 420, 380, kind) for n, kind in enumerate(("houses", "works", "river", "port"))}
+LARGE = scene(610, 1500, 1200, "blocks")
+SMALL = scene(611, 256, 256, "orchard")
+SLICE = {"grid": {"size_px": 512}}
+
+
+def recipe(data: Path, **stages: Any) -> Recipe:
+    protect = {"lists": [str(data / "held.list")], "contain": {}, **stages.pop("protect", {})}
+    return recipe_of("train", exclude=ALL, slice=SLICE, protect=protect, **stages)
+
+
+def inside(pixels: Pixels, seed: int, size: tuple[int, int], at: tuple[int, int]) -> Pixels:
+    """A picture put into a larger one."""
+    out = scene(seed, *size, "meadow").copy()
+    out[at[1] : at[1] + pixels.shape[0], at[0] : at[0] + pixels.shape[1]] = pixels
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    data = tmp_path_factory.mktemp("contain")
+    for name, pixels in FACES.items():
+        put(data / "val" / name, pixels)
+    put(data / "val" / "large.png", LARGE)
+    put(data / "val" / "small.png", SMALL)
+    train = data / "train"
+    put(train / "half.jpg", FACES["0.png"][:, 205:], quality=70)
+    put(train / "mirrored.jpg", scaled(FACES["1.png"][60:, 60:], 1.4)[:, ::-1], quality=80)
+    put(train / "quarter-turn.jpg", scaled(np.rot90(FACES["2.png"][:300]), 0.6), quality=80)
+    put(train / "whole.jpg", FACES["3.png"], quality=60)
+    put(train / "shifted.jpg", LARGE[311:823, 407:919], quality=75)
+    put(train / "reduced.jpg", scaled(LARGE[100:1000, 300:1200], 0.5), quality=80)
+    put(train / "holds.png", inside(SMALL, 620, (500, 480), (150, 90)))
+    put(train / "cut-by-the-grid.png", inside(SMALL, 621, (1024, 1024), (400, 380)))
+    put(train / "scene.png", inside(FACES["0.png"], 622, (1024, 1024), (80, 600)))
+    put(train / "little.png", inside(FACES["1.png"][:120, :130], 623, (500, 480), (50, 50)))  # a tenth of either
+    for n, kind in enumerate(KINDS):
+        put(train / f"other-{kind}.jpg", scene(630 + n, 500, 450, kind), quality=85)
+    path = write_recipe(data / "recipe.yaml", recipe_of("train", slice=SLICE, protect={"contain": {}}))
+    held = ["protect", "sign", str(data / "val"), "-o", str(data / "held.list"), "--recipe", str(path)]
+    assert main([*held, "--workers", "0"]) == 0
+    said: list[str] = []
+    datakit.build(recipe(data), data=data, out=data / "out", work=data / "work", workers=0, say=said.append)
+    return World(data, data / "out", said)
+
+
+GOES = {
+    "train/half.jpg": "val/0.png",
+    "train/mirrored.jpg": "val/1.png",
+    "train/quarter-turn.jpg": "val/2.png",
+    "train/shifted.jpg": "val/large.png",
+    "train/reduced.jpg": "val/large.png",
+    "train/holds.png": "val/small.png",
+    **{f"train/cut-by-the-grid.png@{x},{y},512,512": "val/small.png" for x in (0, 512) for y in (0, 512)},
+    "train/scene.png@0,512,512,512": "val/0.png",
+}
+
+
+def test_what_shares_a_part_goes_and_nothing_else(world: World) -> None:
+    goes = lost(world.out, "protect")
+    parts = {place: row["lost_to"] for place, row in goes.items() if row["dropped"] == "protected_part"}
+    assert parts == GOES
+    assert goes["train/whole.jpg"]["dropped"] == "protected"
+    assert len(goes) == len(parts) + 1
+    assert {f"train/other-{kind}.jpg" for kind in KINDS} <= kept(world.out)
+    assert "train/little.png" in kept(world.out)
+
+
+def test_each_says_what_it_shares(world: World) -> None:
+    goes = lost(world.out, "protect")
+    assert goes["train/half.jpg"]["detail"].startswith("shares 100% of it and 51% of the held-out image; scale 1.00; ")
+    assert "% of it and 72% of the held-out image; scale 1.40, mirrored; " in goes["train/mirrored.jpg"]["detail"]
+    assert "scale 0.60, turned 270 degrees" in goes["train/quarter-turn.jpg"]["detail"]
+    assert "scale 0.50" in goes["train/reduced.jpg"]["detail"]
+    assert "of it and 100% of the held-out image; scale 1.00" in goes["train/holds.png"]["detail"]
+    told = json.loads((world.out / "protect.json").read_text())
+    parts = {match["key"]: match for match in told["matches"] if match["level"] == "part"}
+    assert len(parts) == len(GOES)
+    assert all("points agree" in match["how"] for match in parts.values())
+    assert told["parts"]["tiles"] == sum(c.came for c in Manifest.load(world.out).counts if c.stage == "protect")
+    assert told["lists"][0]["parts"] is True
+    assert any("crops and shifts that show less" in words for words in told["cannot_see"])
+
+
+def test_two_workers_give_the_same_bytes_and_looked_up_tiles_are_not_looked_up_again(
+    world: World, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"data": world.data, "work": tmp_path / "work"}
+    datakit.build(recipe(world.data), out=tmp_path / "out", workers=2, **options)
+    assert digests(tmp_path / "out") == digests(world.out)
+    said: list[str] = []
+    stricter = recipe(world.data, protect={"contain": {"share": 0.7}})
+    datakit.build(stricter, out=tmp_path / "other", workers=0, say=said.append, **options)
+    assert not [line for line in said if "looking for parts" in line]
+    assert "train/half.jpg" in lost(tmp_path / "other", "protect")  # all of it is a part of the held-out image
+    assert "images_opened" not in work_done(tmp_path / "other")
+
+
+def test_freed_tiles_are_cut_again_when_another_list_comes(world: World, tmp_path: Path) -> None:
+    for name in ("half.jpg", "other-works.jpg"):
+        put(tmp_path / "train" / name, np.asarray(Image.open(world.data / "train" / name)), quality=90)
+    options: dict[str, Any] = {"data": tmp_path, "out": tmp_path / "out", "workers": 0, "free": True}
+    datakit.build(recipe_of("train", exclude=ALL, slice=SLICE), **options)
+    assert "train/half.jpg" in kept(tmp_path / "out")
+    datakit.build(recipe(world.data), **options)
+    assert set(lost(tmp_path / "out", "protect")) == {"train/half.jpg"}
+
+
+def test_a_list_without_parts_is_told(world: World, tmp_path: Path) -> None:
+    assert not [line for line in world.said if "warning" in line]
+    (tmp_path / "bare.list").write_bytes((world.data / "held.list").read_bytes())
+    said: list[str] = []
+    bare = recipe(world.data, protect={"lists": [str(tmp_path / "bare.list")]})
+    datakit.build(bare, data=world.data, out=tmp_path / "out", work=world.data / "work", workers=0, say=said.append)
+    assert [line for line in said if "bare.list.parts is not there" in line]
+    assert "train/half.jpg" in kept(tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "protect.json").read_text())
+    assert (told["lists"][0]["parts"], told["parts"]["tiles"]) == (False, 0)
+    assert any(words.startswith("crops and shifts: a tile of 512 px") for words in told["cannot_see"])
+
+
+def test_tiles_that_keep_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="contain reads 8-bit pictures, not tiff16"):
+        recipe_of(
+            "a",
+            protect={"contain": {}},
+            cut={"encode": {"format": "tiff16"}, "narrow": {"bands": ["red", "green", "blue"], "range": [0, 255]}},
+        )
