@@ -20,6 +20,7 @@ from . import (
     cli_forms,
     cli_map,
     cli_pretrain,
+    cli_protect,
     cli_raw,
     cli_stream,
     cli_verify,
@@ -85,8 +86,12 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)
 
-    protect = verbs.add_parser("protect", help="held-out lists of evaluation sets, which `build --protect` keeps out")
-    sign_arguments(protect.add_subparsers(dest="what", metavar="sign", required=True))
+    protect = verbs.add_parser(
+        "protect", help="held-out lists, which `build --protect` keeps out; audits of finished sets"
+    )
+    protecting = protect.add_subparsers(dest="what", metavar="sign|audit", required=True)
+    sign_arguments(protecting)
+    cli_protect.add(protecting)
     dedup = verbs.add_parser("dedup", help="ask a build about duplicates")
     query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")

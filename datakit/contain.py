@@ -32,6 +32,7 @@ NEAREST = 3  # points of the index that a point votes for
 VOTES = 5  # points that must agree on picture, scale and turn
 TURN = 16  # of 256: a bin of angles, of which each vote goes to two
 QUALITY = 85  # of the small pictures that held-out parts are compared with
+FEW_POINTS = 20  # of a picture: too few for a part of it to be found
 BATCH = 64  # pictures looked up at once
 Ints = NDArray[np.int64]
 
@@ -96,7 +97,8 @@ class Index:
         for word in range(WORDS):
             keys = self.keys(self.codes, word)
             order = np.argsort(keys, kind="stable").astype(np.uint32)
-            begins = np.searchsorted(keys[order], np.arange((1 << self.bits) + 1)).astype(np.uint32)
+            counts = np.bincount(keys, minlength=1 << self.bits)
+            begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
             np.save(self.folder / f"order-{word}.npy", order)
             np.save(self.folder / f"begin-{word}.npy", begins)
 
@@ -232,6 +234,12 @@ def distinct(numbers: NDArray[Any]) -> NDArray[Any]:
     """The distinct numbers, sorted; numpy's own way of late is three times as slow."""
     numbers = np.sort(numbers)
     return numbers[np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))] if len(numbers) else numbers
+
+
+def turned(degrees: float, mirrored: bool) -> str:
+    """How a held-out picture lies on another, in words; "" = as it is."""
+    angle = round(degrees) % 360
+    return ", ".join(["mirrored"] * mirrored + [f"turned {angle}"] * bool(angle))
 
 
 @lru_cache(1)

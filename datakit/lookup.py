@@ -36,7 +36,6 @@ FOLDER = "contain"  # below the work folder
 HELD_TILES = 256  # decoded: two rows of a scene of 60,000 px
 LEAST_COVERED = 0.75  # of a seam, by tiles that are kept
 LEAST_SHOWN = 0.05  # of what is found in a seam: the tile that has less does not show it
-FEW_POINTS = 20  # of a tile: too few for a part of it to be found
 STAGED = [
     "key",
     "source",
@@ -136,7 +135,7 @@ def look_up(job: Job) -> None:
             described = [(picture.gray, points.points_of(picture.gray)) for picture in batch]
             for picture, (_, mine) in zip(batch, described, strict=True):
                 counts["tiles"] += not picture.seam
-                counts["few_points"] += not picture.seam and len(mine) < FEW_POINTS
+                counts["few_points"] += not picture.seam and len(mine) < contain.FEW_POINTS
             for found in index.search(described):
                 image = index.images[found.image]
                 rows += [
@@ -200,11 +199,10 @@ def pictures_of(tiles: list[tuple[int, Sample]], staged: staging.StagedFiles) ->
             yield Picture(pixels, [(tiles[k][0], Window(x, y, *places[k][2:])) for k, x, y in shifts], True)
 
 
-def spelled(match: Match | dict[str, Any]) -> str:
-    """A match in words."""
-    m = match if isinstance(match, dict) else match._asdict()
-    turned = ["mirrored"] * m["mirrored"] + [f"turned {m['degrees']:.0f} degrees"] * (1 <= m["degrees"] <= 359)
-    way = ", ".join([f"scale {m['scale']:.2f}", *turned])
+def spelled(m: dict[str, Any]) -> str:
+    """A row of FOUND in words."""
+    turned = contain.turned(m["degrees"], m["mirrored"])
+    way = f"scale {m['scale']:.2f}" + (f", {turned}" if turned else "")
     return (
         f"shares {m['share']:.0%} of it and {m['held_share']:.0%} of the held-out image; {way}; "
         f"{m['points']} points agree, pixels correlate by {m['correlation']:.2f}"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tars import write_tar
 from test_dedup import ALL, kept, lost, put
 from worlds import SHARED, digests, recipe_of, scene, work_done, write_recipe
 
@@ -247,7 +248,7 @@ def test_each_says_what_it_shares(world: World) -> None:
     goes = lost(world.out, "protect")
     assert goes["train/half.jpg"]["detail"].startswith("shares 100% of it and 51% of the held-out image; scale 1.00; ")
     assert "% of it and 72% of the held-out image; scale 1.40, mirrored; " in goes["train/mirrored.jpg"]["detail"]
-    assert "scale 0.60, turned 270 degrees" in goes["train/quarter-turn.jpg"]["detail"]
+    assert "scale 0.60, turned 270; " in goes["train/quarter-turn.jpg"]["detail"]
     assert "scale 0.50" in goes["train/reduced.jpg"]["detail"]
     assert "of it and 100% of the held-out image; scale 1.00" in goes["train/holds.png"]["detail"]
     told = json.loads((world.out / "protect.json").read_text())
@@ -303,3 +304,60 @@ def test_tiles_that_keep_levels_are_refused() -> None:
             protect={"contain": {}},
             cut={"encode": {"format": "tiff16"}, "narrow": {"bands": ["red", "green", "blue"], "range": [0, 255]}},
         )
+
+
+# finished sets
+
+
+def tar_of(folder: Path, pictures: dict[str, Pixels]) -> Path:
+    """A tar as others write it."""
+    members = []
+    for key, pixels in pictures.items():
+        stream = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=80)
+        members += [(f"{key}.jpg", stream.getvalue()), (f"{key}.cls", b"1")]
+    folder.mkdir(exist_ok=True)
+    return write_tar(folder / "set-000.tar", [*members, ("broken.jpg", members[0][1][:500])])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_audit_finds_copies_and_parts_in_tars_of_others(
+    world: World, tmp_path: Path, capsys: Out, workers: str
+) -> None:
+    whole = tar_of(tmp_path / "set", {
+        "copy": FACES["0.png"][:, ::-1],
+        "half": FACES["1.png"][:, :220],
+        "shifted": LARGE[300:812, 500:1012],
+        "scene": inside(SMALL, 640, (900, 800), (300, 350)),
+        "other": scene(641, 500, 450, "works"),
+    })  # fmt: skip
+    before = whole.read_bytes()
+    command = ["protect", "audit", str(whole.parent), str(world.data / "val"), "-o", str(tmp_path / "found.parquet")]
+    assert main([*command, "--workers", workers]) == 1
+    *table, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == {
+        "samples": 6, "held_out": 6, "copies": 1, "parts": 3, "few_points": 0, "not_compared": 1,
+    }  # fmt: skip
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "found.parquet").to_pylist()}
+    assert {key: (row["kind"], row["held_out"]) for key, row in rows.items()} == {
+        "copy": ("copy", "0.png"), "half": ("part", "1.png"),
+        "shifted": ("part", "large.png"), "scene": ("part", "small.png"),
+    }  # fmt: skip
+    assert (rows["copy"]["turned"], rows["scene"]["held_share"]) == ("left-right", pytest.approx(1, abs=0.02))
+    assert rows["half"]["share"] == pytest.approx(1, abs=0.02)
+    assert len(table) == 2 + 4 + 1
+    assert table[-1].startswith("not compared: broken in set-000.tar: ")
+    assert whole.read_bytes() == before
+
+
+def test_an_audit_of_what_a_build_made_clean_finds_nothing(world: World, capsys: Out) -> None:
+    before = digests(world.out)
+    assert main(["protect", "audit", str(world.out), str(world.data / "val"), "--workers", "0"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["copies"], told["parts"], told["samples"]) == (0, 0, Manifest.load(world.out).samples)
+    assert digests(world.out) == before
+
+
+def test_an_audit_of_what_is_not_there_says_so(world: World, tmp_path: Path, capsys: Out) -> None:
+    assert main(["protect", "audit", str(tmp_path / "none"), str(world.data / "val"), "--workers", "0"]) == 1
+    assert "no such file or folder" in capsys.readouterr().err

@@ -36,8 +36,8 @@ LAYERS = [
     "set_parts lint",
     "verify",
     "pretrain repair",
-    "evaluate add_column export forms",
-    "cli_raw cli_verify cli_forms",
+    "evaluate add_column export forms audit",
+    "cli_raw cli_verify cli_forms cli_protect",
     "cli_stream cli_evaluate cli_pretrain cli_export cli_map",
     "cli",
 ]
