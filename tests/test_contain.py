@@ -21,6 +21,7 @@ from worlds import SHARED, digests, recipe_of, scene, work_done, write_recipe
 import datakit
 from datakit.cli import main
 from datakit.contain import PARTS, Found, Index, described
+from datakit.folders import gc
 from datakit.looks import TURNS, turn
 from datakit.manifest import Manifest
 from datakit.points import gray_of, points_of
@@ -325,12 +326,18 @@ def test_two_workers_give_the_same_bytes_and_looked_up_tiles_are_not_looked_up_a
     options: dict[str, Any] = {"data": world.data, "work": tmp_path / "work"}
     datakit.build(recipe(world.data), out=tmp_path / "out", workers=2, **options)
     assert digests(tmp_path / "out") == digests(world.out)
+    gc(tmp_path / "work")
     said: list[str] = []
     stricter = recipe(world.data, protect={"contain": {"share": 0.7}})
     datakit.build(stricter, out=tmp_path / "other", workers=0, say=said.append, **options)
     assert not [line for line in said if "looking for parts" in line]
     assert "train/half.jpg" in lost(tmp_path / "other", "protect")  # all of it is a part of the held-out image
     assert "images_opened" not in work_done(tmp_path / "other")
+    assert len([*(tmp_path / "work" / "contain").rglob("*.parquet")]) > 0
+    for out in ("out", "other"):
+        datakit.build(recipe_of("train", exclude=ALL, slice=SLICE), out=tmp_path / out, workers=0, **options)
+    gc(tmp_path / "work")
+    assert not [*(tmp_path / "work" / "contain").rglob("*.parquet")]
 
 
 def test_freed_tiles_are_cut_again_when_another_list_comes(world: World, tmp_path: Path) -> None:
