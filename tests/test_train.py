@@ -161,11 +161,13 @@ from datakit.pretrain.train import pretrain
 
 one = recipe(Path(sys.argv[1]), budget={"samples": 16}, micro_batch=2, pictures_every=1, ema=0.5)
 pretrain(one, sys.argv[2], accelerator="cpu")
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in threads), threads
 """
 
 
 def test_autoencoders_train_on_ranks(shards: Path, tmp_path: Path) -> None:
-    """All their parameters get gradients: torch's DDP looks for none that do not."""
+    """All their parameters get gradients: torch's DDP looks for none that do not. No thread outlives their group."""
     (tmp_path / "ranked.py").write_text(MASKED_RANKS)
     on_two_ranks(tmp_path / "ranked.py", shards, tmp_path / "run")
     assert [line["samples"] for line in told(tmp_path / "run")] == [8, 16]
