@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from .points import STEP, Gray, Points, decoded, halved
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+BESIDE = 32  # points that a point is compared with: a corner is one on several levels
 NEAR_PX = 4.0  # a point and its place in the other picture, px of the coarser of the two
 AGREE_BITS = 72  # of 256, along a similarity that is known
 LEAST_POINTS = 6  # that agree, below which pixels are not looked at
@@ -120,8 +122,13 @@ def _along(way: Doubles, points: Points, held: Held) -> Ints:
     x, y = held.points["x"], held.points["y"]
     some = np.flatnonzero((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
     theirs = np.asarray(held.points[some])
-    apart = (xy[:, :1] - theirs["x"]) ** 2 + (xy[:, 1:] - theirs["y"]) ** 2
-    mine, its = np.nonzero(apart <= near_px**2)
+    if not len(theirs):
+        return np.zeros((0, 2), np.int64)
+    tree = cKDTree(np.stack([theirs["x"], theirs["y"]], axis=1))
+    _, those = tree.query(xy, min(BESIDE, len(theirs)), distance_upper_bound=near_px)
+    those = those.reshape(len(xy), -1)
+    mine, rank = np.nonzero(those < len(theirs))
+    its = those[mine, rank]
     levels = theirs["level"][its].astype(np.float64) - points["level"][mine]
     bits = np.bitwise_count(points["code"][mine] ^ theirs["code"][its]).sum(axis=1)
     alike = (np.abs(levels - math.log(scale, STEP)) <= 2) & (bits <= AGREE_BITS)

@@ -33,7 +33,7 @@ from .stream.source import opened
 from .stream.tars import Tars
 
 ROWS = 256  # samples of a task
-MOST_PX = 1 << 26  # decoded at once
+MOST_PX = 1 << 25  # decoded at once
 MATCHES = pa.schema([
     ("key", pa.string()), ("shard", pa.string()), ("kind", pa.string()), ("held_out", pa.string()),
     ("share", pa.float64()), ("held_share", pa.float64()), ("scale", pa.float64()), ("turned", pa.string()),

@@ -30,6 +30,7 @@ CROWDED = 32  # points in a bucket from which on it says nothing: rows of roofs,
 RADIUS_BITS = 48  # of 256; those of two points that have nothing in common differ in 128
 NEAREST = 3  # points of the index that a point votes for
 VOTES = 5  # points that must agree on picture, scale and turn
+SCALES = LEVELS + 1  # bins, of two levels each: -7 to 7, and half a bin more
 TURN = 16  # of 256: a bin of angles, of which each vote goes to two
 QUALITY = 85  # of the small pictures that held-out parts are compared with
 FEW_POINTS = 20  # of a picture: too few for a part of it to be found
@@ -214,7 +215,7 @@ class Index:
         bins: list[tuple[Ints, Ints]] = []
         for shift in range(4):
             scale, turn = (level + LEVELS + shift % 2) // 2, (angle + shift // 2 * (TURN // 2)) % 256 // TURN
-            of = (group * LEVELS + scale) * (256 // TURN) + turn
+            of = (group * SCALES + scale) * (256 // TURN) + turn
             order = np.argsort(of, kind="stable")
             bins.append((order, of[order]))
             voters = distinct(of * max(len(points), 1) + mine) // max(len(points), 1)
@@ -222,7 +223,7 @@ class Index:
             count = np.diff(first, append=len(voters))
             for n in np.flatnonzero(count >= VOTES).tolist():
                 which = int(voters[first[n]])
-                both = which // (LEVELS * (256 // TURN))
+                both = which // (SCALES * (256 // TURN))
                 fullest[both] = max(fullest.get(both, (0, 0, 0)), (int(count[n]), shift, which))
         for both, (_, shift, which) in sorted(fullest.items()):
             order, of = bins[shift]

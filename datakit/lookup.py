@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from .stages.protect import Protect, held_digest
 
 FOLDER = "contain"  # below the work folder
 HELD_TILES = 256  # decoded: two rows of a scene of 60,000 px
+MOST_PX = 1 << 25  # of pictures looked up at once, about
 LEAST_COVERED = 0.75  # of a seam, by tiles that are kept
 LEAST_SHOWN = 0.05  # of what is found in a seam: the tile that has less does not show it
 STAGED = [
@@ -131,7 +132,7 @@ def look_up(job: Job) -> None:
     with staging.StagedFiles(job.work) as staged:
         images = (list(some) for _, some in groupby(by_image, key=lambda t: (t[1].source, t[1].name)))
         pictures = (picture for some in images for picture in pictures_of(some, staged))
-        while batch := list(islice(pictures, contain.BATCH)):
+        for batch in batches(pictures):
             described = [(picture.gray, points.points_of(picture.gray)) for picture in batch]
             for picture, (_, mine) in zip(batch, described, strict=True):
                 counts["tiles"] += not picture.seam
@@ -145,6 +146,18 @@ def look_up(job: Job) -> None:
     told = pa.Table.from_pylist(sorted(rows, key=lambda r: (r["row"], r["list"], r["name"])), schema=FOUND)
     with aside(job.work) as folder:
         commit(told.replace_schema_metadata({ABOUT: json.dumps(counts)}), job.path, folder)
+
+
+def batches(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Pictures that are looked up at once."""
+    batch: list[Picture] = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == contain.BATCH or sum(one.gray.size for one in batch) > MOST_PX:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 class Picture(NamedTuple):

@@ -168,6 +168,37 @@ def test_whole_copies_are_found(tmp_path: Path, which: str) -> None:
     assert len(missed) <= 0.01 * len(cases), missed
 
 
+def test_a_tile_of_a_large_held_out_image_is_found(tmp_path: Path) -> None:
+    """In windows, as `protect sign` describes it; and a large picture beside it."""
+    large, rng = scene(77, 2400, 2000, "blocks"), np.random.default_rng(4)
+    places = [(min(x, 1888), min(y, 1488)) for y in range(0, 2000, 512) for x in range(0, 2400, 512)]
+    whole = {"name": "large", "image_size": [2400, 2000]}
+    rows = [{**whole, "window": [x, y, 512, 512], **described(large[y : y + 512, x : x + 512])} for x, y in places]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PARTS), tmp_path / "held.parts")
+    cases = [Case("large", jpeg(large[100:1700, 300:], 80), "two thirds")]
+    for _ in range(20):
+        scale = 2 ** rng.uniform(-1, 1)
+        side = int(512 / scale)
+        x, y = rng.integers(2400 - side), rng.integers(2000 - side)
+        found, how = changed(large[y : y + side, x : x + side], rng, scale)
+        cases.append(Case("large", found, f"{x},{y} {how}"))
+    index = Index.build(tmp_path / "index", [tmp_path / "held.parts"])
+    missed, false = scored(index, cases)
+    assert len(missed) <= 1, missed
+    assert not false
+    assert not list(search(index, [Case("", scene(78, 2200, 1800, "blocks"), "another")]))
+
+
+@pytest.mark.parametrize(("mine", "its"), [(7, 0), (0, 7)])
+def test_votes_are_for_what_is_held_out_at_the_ends_of_the_pyramid(tmp_path: Path, mine: int, its: int) -> None:
+    index = index_of({"a": scene(5, 400, 400)}, tmp_path)
+    points = np.array(index.points[np.asarray(index.points["level"]) == its])
+    points["level"] = mine
+    versions = {version for _, version, *_ in index.votes(points, np.zeros(len(points), np.int64))}
+    assert versions
+    assert versions <= {0, 1}
+
+
 # what is not the same
 
 
