@@ -226,9 +226,10 @@ def certificate(
     a_pair = chance(spec.radius_bits) * PLACES * sum(len(held.looks) for held in lists)
     gone = len({match["key"] for match in matches})
     return {
-        "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, or lay "
-        "where they lie, or are other products of an acquisition that one of these is of; they are not in this set. "
-        "What a comparison of this kind cannot see is listed below.",
+        "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, "
+        f"{'or shared a part with one, ' if parts and parts['tiles'] else ''}or lay where they lie, or are other "
+        "products of an acquisition that one of these is of; they are not in this set. What a comparison of this kind "
+        "cannot see is listed below.",
         "lists": [_of_list(spec, n, held, levels) for n, held in enumerate(lists)],
         "radius_bits": spec.radius_bits,
         "orientations": PLACES,
