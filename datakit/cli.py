@@ -132,7 +132,14 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
 def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sign = verbs.add_parser("sign", help="make a held-out list from a copy of an evaluation set")
     sign.add_argument("folder", type=root_of, metavar="DIR", help="folder, archive or URL of the evaluation images")
-    sign.add_argument("-o", "--list", type=Path, required=True, metavar="LIST", help="file to write")
+    sign.add_argument(
+        "-o",
+        "--list",
+        type=Path,
+        required=True,
+        metavar="LIST",
+        help="file to write; with protect.contain LIST.parts, too",
+    )
     sign.add_argument(
         "--recipe", type=Path, default=Path("opticalrs"), help="whose grid cuts tiles (default: opticalrs)"
     )

@@ -1,7 +1,8 @@
 """Nothing that resembles a held-out evaluation image gets through, and a certificate says what was compared.
 
 A held-out list holds how the images of an evaluation set look, whole and through the grid of a recipe, and where they
-lie; it holds no pixels, so it may be shared. `datakit protect sign` makes one.
+lie; it holds no pixels, so it may be shared. `datakit protect sign` makes one. By a recipe with `contain` it writes a
+second file beside it, with points and small gray pictures, by which parts are found.
 """
 
 from __future__ import annotations
