@@ -29,6 +29,7 @@ soak: install
 bench: install
 	$(BIN)/python bench/cut.py
 	$(BIN)/python bench/dedup.py
+	$(BIN)/python bench/contain.py --held 4000 --tiles 112
 	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/scale.py --quick
 	$(BIN)/python bench/report.py

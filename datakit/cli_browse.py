@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from .arguments import say
 from .errors import DatakitError
 from .remote import Remote, root_of
 
@@ -49,7 +50,3 @@ def run_browse(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("ended")
     return 0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import say
 from .cli_map import licence_argument
 from .errors import DatakitError, RecipeError, ShardError, SourceError
 from .remote import root_of
@@ -81,9 +81,6 @@ def run_index(args: argparse.Namespace) -> int:
 
 def run_add_column(args: argparse.Namespace) -> int:
     from .add_column import add_column
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     print(json.dumps(add_column(args.shards, args.name, args.source, args.replace, say)))
     return 0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, kinds, leave, listing, origin, run, staging, trouble, undone
+from . import collect, disk, files, image, kinds, leave, listing, lookup, origin, run, staging, trouble, undone
 from .decide import Decided, Decider
 from .engine import Engine
 from .errors import SourceError, StageError
@@ -27,7 +27,7 @@ from .running import Places, running
 from .sample import Spec, Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
-from .stages.protect import NO_LIST
+from .stages.protect import NO_LIST, PARTS
 from .stages.shards import ShardJob, gather, note_of, write_shard, written
 
 Report = Callable[[str], None]
@@ -58,6 +58,7 @@ class Build(leave.Story):
             self.check_chain(before, step)
         if not +self.funnels["measured"].made:
             raise StageError(trouble.nothing_left(self.funnels))
+        self.restage(parts, lookup.needed(self.recipe.protect, parts["measured"], self.work))
         decided = self.decide(parts["measured"])
         uses += decided.paths
         chosen = collect.choose(self.recipe, parts["measured"], decided)
@@ -242,6 +243,9 @@ class Build(leave.Story):
             }
             for what in (words for words, holds in wrong.items() if holds):
                 self.say(f"warning: {what}: sign it with this --recipe")
+        for path, parts in zip(self.recipe.protect.lists, self.recipe.protect.parts(), strict=True):
+            if self.recipe.protect.contain and parts is None:
+                self.say(f"warning: {path}{PARTS} is not there: no parts of its images are looked for; sign them anew")
         if not self.recipe.protect.lists:
             self.say(f"warning: {NO_LIST}: `datakit protect sign` makes a list of one, --protect LIST compares with it")
 

@@ -109,6 +109,8 @@ class Recipe(Spec):
         asks += ["protect"] if self.protect.lists else []
         if asks and not self.cut.measure:
             raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
+        if self.protect.contain and self.cut.encode.format in ("tiff16", "png16", "npy", "mosaic"):
+            raise ValueError(f"protect: contain reads 8-bit pictures, not {self.cut.encode.format}: leave it out")
         if self.dedup and self.dedup.signature == "cnn" and self.cut.encode.format in ("tiff16", "png16"):
             raise ValueError(f"dedup: signature: cnn reads 8-bit pictures, not {self.cut.encode.format}; use phash")
         if self.dedup and self.dedup.orientations and self.cut.encode.keeps_levels:

@@ -29,7 +29,7 @@ from datakit.sample import Spec
 from datakit.sides import Split
 from datakit.stages.dedup import Dedup
 from datakit.stages.exclude import BY_HAND
-from datakit.stages.protect import Protect
+from datakit.stages.protect import Contain, Protect
 from datakit.stages.same_place import SamePlace
 
 Out = pytest.CaptureFixture[str]
@@ -73,7 +73,9 @@ def test_every_kind_of_labels_is_told() -> None:
         assert {f for f in spec["properties"] if f not in ("kind", "path")} <= set(re.findall(r"`(\w+)`", row))
 
 
-@pytest.mark.parametrize(("spec", "heading"), [(Dedup, "dedup"), (Protect, "protect"), (SamePlace, "same_place")])
+@pytest.mark.parametrize(
+    ("spec", "heading"), [(Dedup, "dedup"), (Protect, "protect"), (Contain, "protect"), (SamePlace, "same_place")]
+)
 def test_every_field_of_what_compares_records_is_told(spec: type[Spec], heading: str) -> None:
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", DUPLICATES, re.MULTILINE | re.DOTALL)
     rows = [row for row in section.splitlines() if row.startswith("| `")]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 import sys
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
