@@ -29,11 +29,14 @@ soak: install
 bench: install
 	$(BIN)/python bench/cut.py
 	$(BIN)/python bench/dedup.py
+	$(BIN)/python bench/contain.py --held 4000 --tiles 112
 	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/scale.py --quick
+	$(BIN)/python bench/report.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/raw.py
 	$(BIN)/python bench/pretrain.py --quick
+	$(BIN)/python bench/browse.py --quick
 
 bench-stream: install
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,peers]'

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import yaml
 
+from .bands import Band, Sums
+from .licences import UNSTATED
 from .manifest import Manifest
+from .tally import Tally
 
 SIZES = (
     (1_000, "n<1K"),
@@ -17,6 +21,12 @@ SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 TIFF = "tif"
+HUB = (  # SPDX names that Hugging Face's hub has, in its letters
+    "mit", "apache-2.0", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-permissive-1.0",
+    "cdla-permissive-2.0",
+)  # fmt: skip
+ABOUT = "Built with datakit."
 DECODED = {  # what no picture library reads: how Python does
     TIFF: (
         "import rasterio",
@@ -33,7 +43,7 @@ TEXT, WHOLE, REAL = {"dtype": "string"}, {"dtype": "int64"}, {"dtype": "float64"
 FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: type and meaning
     "source": (TEXT, "collection that it comes from"),
     "name": (TEXT, "file within the collection"),
-    "licences": (TEXT, "JSON list of the licences of the collection"),
+    "licences": (TEXT, "JSON list: of the collection, of others that label the same image, of exact duplicates"),
     "width": (WHOLE, "px of this image"),
     "height": (WHOLE, "px of this image"),
     "image_width": (WHOLE, "px of the image that it is a window of"),
@@ -66,13 +76,22 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {  # of the JSON, in its order: 
 }
 
 
-def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
-    """The card of a build. found: what protect.json and dedup.json say."""
-    about = manifest.recipe.get("about") or "Built with datakit."
+def text(manifest: Manifest, found: dict[str, dict[str, Any]], tally: Tally) -> str:
+    """The card of a build. found: what protect.json and dedup.json say; tally: of its records."""
+    about = manifest.recipe.get("about") or ABOUT
     taken = manifest.recipe.get("include_evaluation")
     if taken:
         about = f"**It includes evaluation data: {', '.join(taken)}.** {about.strip()}"
-    lines = ["---", front(manifest).strip(), "---", "", f"# {manifest.title or manifest.name}", "", about.strip(), ""]
+    lines = [
+        "---",
+        front(manifest, [*tally.by_licence()]).strip(),
+        "---",
+        "",
+        f"# {manifest.title or manifest.name}",
+        "",
+        about.strip(),
+        "",
+    ]
     if "coco" in found:
         lines += [*found["coco"]["lines"], ""]
     if manifest.missing:
@@ -81,8 +100,8 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
     terms = [f"- {s.name}: {' '.join(s.provider_terms.split())}" for s in manifest.sources if s.provider_terms]
     if terms:
         lines += ["Terms of those who took the pictures:", "", *terms, ""]
-    unstated = sum(s.samples for s in manifest.sources if s.licence == "unstated")
-    lines += [f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence.", ""]
+    lines += [*licences(manifest, tally), ""]
+    lines += ["## Means and deviations", "", *levels(tally.bands), ""]
     lines += ["## What came in and what went", "", *table(count_rows(manifest)), ""]
     lines += [
         "`dropped.parquet` holds every record that was left out, with its reason; `samples.parquet` every one kept.",
@@ -100,7 +119,53 @@ def text(manifest: Manifest, found: dict[str, dict[str, Any]]) -> str:
         *table([("field", "what"), *((f"`{name}`", words) for name, (_, words) in FIELDS.items())]),
         "",
     ]
+    citations = [f"- {name}: {citation}" for name, citation in cited(manifest).items()]
+    lines += ["## Citation", "", *citations, ""] if citations else []
     return "\n".join(lines)
+
+
+def cited(manifest: Manifest) -> dict[str, str]:
+    """How the collections that samples come from are cited, by source, in the order of the recipe; each but once."""
+    recipe, there = manifest.recipe, {source.name.partition("/")[0] for source in manifest.sources if source.samples}
+    sources = recipe.get("sources") or [{**recipe, "name": source.name} for source in manifest.sources]
+    found: dict[str, str] = {}
+    for source in sources:
+        citation = " ".join((source["collection"].get("citation") or "").split())
+        if source["name"] in there and citation and citation not in found.values():
+            found[source["name"]] = citation
+    return found
+
+
+def licences(manifest: Manifest, tally: Tally) -> Iterator[str]:
+    """How many samples are under which licence, counted over their records."""
+    unstated = sum(s.samples for s in manifest.sources if s.licence == UNSTATED)
+    yield f"{unstated:,} of {manifest.samples:,} samples come from collections that state no licence."
+    yield "\n" + "\n".join(table([("licence", "samples"), *((k, f"{n:,}") for k, n in tally.by_licence().items())]))
+    yield "\n`licences` of a sample has that of its collection, those of collections that label the same image, and"
+    yield "those of copies with equal pixels that it was kept instead of; it counts under each of them."
+
+
+def levels(sums: Sums) -> Iterator[str]:
+    """Mean and deviation of each band, by source and of all."""
+    bands = [*sums.bands()]
+    if not bands:
+        yield "None were measured."
+        return
+    yield from table(band_rows(bands))
+    what = "levels of the source" if sums.levels else "the picture, before it was encoded"
+    yield f"\nIn levels, over the valid pixels of all samples, of {what}. `datakit stats` counts with overlays."
+    if sums.unmeasured:
+        yield f"{sums.unmeasured:,} samples were not measured."
+
+
+def band_rows(bands: Iterable[Band]) -> Iterator[tuple[str, ...]]:
+    """Means and deviations as rows: a row for the bands of a source that have one type and as many pixels."""
+    yield ("source", "bands", "type", "samples", "valid pixels", "mean", "deviation")
+    for (source, dtype, samples, pixels), group in groupby(bands, lambda b: (b.source, b.dtype, b.samples, b.pixels)):
+        mine = [*group]
+        mean = ", ".join(f"{b.mean:.2f}" for b in mine)
+        deviation = ", ".join(f"{b.deviation:.2f}" for b in mine)
+        yield (source or "all", ", ".join(b.band for b in mine), dtype, f"{samples:,}", f"{pixels:,}", mean, deviation)
 
 
 def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
@@ -117,6 +182,8 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
         if dedup["signature"] == "cnn":
             how += f"; of single tiles, CNN vectors ({dedup['model']}) of a cosine of {dedup['cosine']} or more"
         yield f"\nDuplicates: {goes} {what}: {how}."
+        if dedup.get("kept_by_decision"):
+            yield f"A person kept {dedup['kept_by_decision']:,} of them all the same."
         if dedup.get("conflicts"):
             yield f"Exact duplicates disagreed on {len(dedup['conflicts']):,} labels or boxes: see `dedup.json`."
         if dedup["twins"] or dedup["beyond_series"]:
@@ -124,18 +191,21 @@ def alike(found: dict[str, dict[str, Any]]) -> Iterable[str]:
             yield f"{dedup['beyond_series']:,} tiles are further dates of a place."
     else:
         yield "\nDuplicates: none were looked for."
+    if found.get("decisions"):
+        yield f"\nOf the records that a person decided on (`decisions.json`): {found['decisions']['said']}."
     yield "\nNot seen by signatures of whole pictures:\n"
     yield from (f"- {what}" for what in found["protect"]["cannot_see"])
 
 
-def front(manifest: Manifest) -> str:
-    """YAML front matter: licence, size, files."""
+def front(manifest: Manifest, names: Sequence[str] = ()) -> str:
+    """YAML front matter: licence, size, files. names: of licences that samples are under; one may be the hub's own."""
+    known = names[0].lower() if len(names) == 1 else ""
+    licence = {"license": known} if known in HUB else {"license": "other", "license_name": "per-source"}
     splits = sorted({s.split for s in manifest.shards})
     files = [{"split": s or "unsplit", "path": f"{manifest.name}-{s or 'unsplit'}-*.tar"} for s in splits]
     size = next((name for most, name in SIZES if manifest.samples < most), "n>10M")
     plain = {
-        "license": "other",
-        "license_name": "per-source",
+        **licence,
         "pretty_name": manifest.title or manifest.name,
         "size_categories": [size],
         "tags": ["webdataset"],

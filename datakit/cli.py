@@ -5,31 +5,47 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import (
     __version__,
+    cli_browse,
     cli_evaluate,
     cli_export,
     cli_forms,
     cli_map,
     cli_pretrain,
+    cli_protect,
     cli_raw,
+    cli_report,
     cli_stream,
     cli_verify,
 )
+from .arguments import say, size, whole
 from .errors import DatakitError, SourceError
 from .remote import may_be_folder, root_of
 
 if TYPE_CHECKING:
     from .imagenet_s import ImageNetS
     from .recipe import Recipe
+
+MORE = (
+    cli_browse,
+    cli_map,
+    cli_forms,
+    cli_verify,
+    cli_report,
+    cli_stream,
+    cli_pretrain,
+    cli_export,
+    cli_raw,
+    cli_evaluate,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,14 +101,17 @@ def parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=run_synth)
 
-    protect = verbs.add_parser("protect", help="held-out lists of evaluation sets, which `build --protect` keeps out")
-    sign_arguments(protect.add_subparsers(dest="what", metavar="sign", required=True))
+    protect = verbs.add_parser(
+        "protect", help="held-out lists, which `build --protect` keeps out; audits of finished sets"
+    )
+    protecting = protect.add_subparsers(dest="what", metavar="sign|audit", required=True)
+    cli_protect.add(protecting)
     dedup = verbs.add_parser("dedup", help="ask a build about duplicates")
     query_arguments(dedup.add_subparsers(dest="what", metavar="query", required=True))
     manifest = verbs.add_parser("manifest", help="draft the manifest of a collection, or list those there are")
     manifest_arguments(manifest.add_subparsers(dest="what", metavar="new|table", required=True))
     work_arguments(verbs)
-    for more in (cli_map, cli_forms, cli_verify, cli_stream, cli_pretrain, cli_export, cli_raw, cli_evaluate):
+    for more in MORE:
         more.add(verbs)
     return top
 
@@ -122,22 +141,6 @@ def engine_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="REASON",
         help="try again what was dropped as unreadable, timed_out, … (repeat it)",
     )
-
-
-def sign_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sign = verbs.add_parser("sign", help="make a held-out list from a copy of an evaluation set")
-    sign.add_argument("folder", type=root_of, metavar="DIR", help="folder, archive or URL of the evaluation images")
-    sign.add_argument("-o", "--list", type=Path, required=True, metavar="LIST", help="file to write")
-    sign.add_argument(
-        "--recipe", type=Path, default=Path("opticalrs"), help="whose grid cuts tiles (default: opticalrs)"
-    )
-    sign.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
-    sign.add_argument("--manifest", help="manifest of the collection: says which of its files are images")
-    sign.add_argument("--name", default="", help="name of the data set (default: the manifest's, or the folder's)")
-    sign.add_argument("--version", dest="edition", default="", help="version of the data set")
-    sign.add_argument("--split", default="", help="split; with --manifest, only its files are signed")
-    sign.add_argument("--workers", type=whole(0), metavar="N", help="processes (default: one a core; 0: this process)")
-    sign.set_defaults(run=run_sign)
 
 
 def query_arguments(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -187,28 +190,10 @@ def recipe_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="take only what is under such a licence (repeat it)",
     )
+    verb.add_argument(
+        "--decisions", type=Path, metavar="FILE", help="what a person decided in a report: decisions.json"
+    )
     verb.add_argument("--allow-missing", action="store_true", help="leave out collections that are not on disk")
-
-
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """What reads an argument that is a whole number of at least `least`, and at most `most` if that is given."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
-            wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text}: give a whole number {wanted}")
-        return int(text)
-
-    return read
-
-
-def size(text: str) -> int:
-    """Bytes from a text as 16GB, 500MB, 8GiB, or a number of bytes."""
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", text.strip().upper())
-    if not found or (found[2] or "") not in units:
-        raise argparse.ArgumentTypeError(f"{text}: give a size as in 16GB or 500MB")
-    return int(float(found[1]) * units[found[2] or ""])
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe | ImageNetS:
@@ -216,7 +201,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe | ImageNetS:
     from .kinds import load
     from .recipe import parse_changes
 
-    recipe = load(args.recipe, parse_changes(args.set), args.protect, args.licence)
+    recipe = load(args.recipe, parse_changes(args.set), args.protect, args.licence, args.decisions)
     if not may_be_folder(args.data):
         raise SourceError(f"{args.data}: no such folder. Give with --data the one that the collections lie in")
     return recipe
@@ -284,24 +269,6 @@ def run_synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_sign(args: argparse.Namespace) -> int:
-    from .engine import Engine, cores
-    from .manifest import Collection
-    from .recipe import Recipe, find_manifest, parse_changes
-    from .signing import held_out
-
-    recipe = Recipe.load(args.recipe, parse_changes(args.set))
-    about = Collection.load(find_manifest(args.manifest)) if args.manifest else None
-    with Engine(cores() if args.workers is None else args.workers) as engine:
-        held = held_out(args.folder, recipe, engine, about, args.name, args.edition, args.split)
-    held.save(args.list)
-    for row in held.about["unsigned"]:
-        say(f"not signed: {row['name']}: {row['why']}")
-    shown = {name: held.about[name] for name in ("name", "version", "split", "files", "images", "tiles")}
-    print(json.dumps({**shown, "unsigned": len(held.about["unsigned"]), "list": str(args.list)}))
-    return 0
-
-
 def run_query(args: argparse.Namespace) -> int:
     from .query import Query, window_of
 
@@ -345,11 +312,6 @@ def run_gc(args: argparse.Namespace) -> int:
 
     print(json.dumps(gc(args.work)))
     return 0
-
-
-def say(line: str) -> None:
-    """Progress goes to stderr, so that stdout holds results alone."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from . import cli_raw
+from .arguments import say
 from .errors import RecipeError
 
 Verbs = Any  # argparse names this class with an underscore
@@ -82,10 +82,6 @@ def run_validate(args: argparse.Namespace) -> int:
     print("\n".join(wrong) if wrong else f"{len(images.names):,} masks are as the server wants them")
     print(json.dumps({"dir": str(args.dir), "images": len(images.names), "wrong": len(wrong)}))
     return 1 if wrong else 0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def run_probe(args: argparse.Namespace) -> int:

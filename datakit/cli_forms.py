@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .cli_map import licence_argument
 from .remote import root_of
 
 Verbs = Any  # argparse names this class with an underscore
@@ -25,6 +26,7 @@ def add_export(kinds: Verbs) -> None:
         one = kinds.add_parser(form, help=f"a build as {what}")
         one.add_argument("out", metavar="OUT", help="folder of a build")
         one.add_argument("dir", type=Path, metavar="DIR", help="folder to write, empty or not there")
+        licence_argument(one)
         one.set_defaults(run=run_export)
 
 
@@ -41,7 +43,8 @@ def add(verbs: Verbs) -> None:
 def run_export(args: argparse.Namespace) -> int:
     from .forms import export
 
-    print(json.dumps({"form": args.what, "dir": str(args.dir), **export(args.what, args.out, args.dir)}))
+    counts = export(args.what, args.out, args.dir, args.licence)
+    print(json.dumps({"form": args.what, "dir": str(args.dir), **counts}))
     return 0
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
+
+from .arguments import say
 
 Verbs = Any  # argparse names this class with an underscore
 
@@ -40,8 +41,3 @@ def run_pretrain(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(told))
     return 0
-
-
-def say(line: str) -> None:
-    """Progress goes to stderr, so that stdout holds results alone."""
-    print(line, file=sys.stderr, flush=True)

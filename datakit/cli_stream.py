@@ -1,15 +1,17 @@
-"""The verbs of `datakit` about streaming: index, add-column, doctor, replay."""
+"""The verbs of `datakit` about streaming: index, add-column, doctor, stats, replay."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import say
+from .cli_map import licence_argument
 from .errors import DatakitError, RecipeError, ShardError, SourceError
+from .remote import root_of
 
 if TYPE_CHECKING:
     from .stream import Loader
@@ -43,6 +45,14 @@ def add(verbs: Verbs) -> None:
     doctor.add_argument("--seconds", type=float, default=10.0, metavar="S", help="default: 10")
     doctor.set_defaults(run=run_doctor)
 
+    stats = verbs.add_parser("stats", help="mean and deviation of each band of a set, by source and of all")
+    stats.add_argument("out", type=root_of, metavar="OUT", help="folder or URL of a build")
+    stats.add_argument(
+        "--overlay", action="append", default=[], type=Path, metavar="FILE", help="as it will be read with"
+    )
+    licence_argument(stats)
+    stats.set_defaults(run=run_stats)
+
     replay = verbs.add_parser("replay", help="print the keys of a step of a training run")
     replay.add_argument("state", type=Path, metavar="STATE", help="Loader.state_dict(), as JSON or in a checkpoint")
     replay.add_argument("source", nargs="+", metavar="SOURCE", help="the shards that it was read from")
@@ -50,6 +60,7 @@ def add(verbs: Verbs) -> None:
     replay.add_argument("--step", type=int, metavar="N", help="from 0 (default: the last before the state)")
     replay.add_argument("--batch", type=int, metavar="N", help="samples of a step on all ranks (default: the state's)")
     replay.add_argument("--overlay", action="append", default=[], type=Path, metavar="FILE", help="as it was read with")
+    licence_argument(replay)
     replay.set_defaults(run=run_replay)
 
 
@@ -70,9 +81,6 @@ def run_index(args: argparse.Namespace) -> int:
 
 def run_add_column(args: argparse.Namespace) -> int:
     from .add_column import add_column
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     print(json.dumps(add_column(args.shards, args.name, args.source, args.replace, say)))
     return 0
@@ -110,12 +118,25 @@ def made_by(module: str, name: str) -> Loader:
     return loader
 
 
+def run_stats(args: argparse.Namespace) -> int:
+    from .card import band_rows
+    from .stats import stats, told
+    from .tables import aligned
+
+    sums = stats(args.out, args.overlay, args.licence)
+    print("\n".join(aligned([*band_rows(sums.bands())])))
+    print(json.dumps(told(sums)))
+    return 0
+
+
 def run_replay(args: argparse.Namespace) -> int:
     from .stream.replay import keys_of_step, state_of
 
     source = args.source[0] if len(args.source) == 1 else args.source
     try:
-        for line in keys_of_step(state_of(args.state), source, args.epoch, args.step, args.batch, args.overlay):
+        for line in keys_of_step(
+            state_of(args.state), source, args.epoch, args.step, args.batch, args.overlay, args.licence
+        ):
             print(json.dumps(line))
     except ValueError as exc:
         raise RecipeError(str(exc)) from None

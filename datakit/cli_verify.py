@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from .arguments import say
 from .errors import ShardError
 
 Verbs = Any  # argparse names this class with an underscore
@@ -62,7 +62,3 @@ def run_lint(args: argparse.Namespace) -> int:
         print(finding)
     print(json.dumps({"tars": found.tars, "samples": found.samples, "findings": len(found.findings)}))
     return 1 if found.findings else 0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -59,6 +59,7 @@ def choose(recipe: Recipe, parts: list[Path], decided: Decided) -> Chosen:
         columns = columns.set_column(at, "split", pa.array(side, pa.string()).dictionary_encode())
     left_in = np.flatnonzero(reasons == "")
     reasons[left_in] = recipe.subset.reasons(ids[left_in], sources[left_in], entropy[left_in], recipe.seed)
+    reasons[left_in[np.isin(ids[left_in], recipe.decisions.ids())]] = ""
     by_order = order(ids, recipe.seed)
     out = np.asarray(reasons != "", bool)[by_order]
     stays, goes = by_order[~out], by_order[out]

@@ -84,6 +84,15 @@ class Crowd:
         """Lon, lat of the corners of some records, (M, 8); all zero where a record has no place."""
         return np.asarray(self.corners[rows])
 
+    def at(self, parts: Ints, rows: Ints) -> Ints:
+        """Which records lie in those rows of those parts: (M,), (M,) -> (M,)."""
+        out = np.zeros(len(rows), np.int64)
+        for part in np.unique(parts).tolist():
+            begin, end = np.searchsorted(self.rows.part, [part, part + 1])
+            mine = parts == part
+            out[mine] = begin + np.searchsorted(self.rows.row[begin:end], rows[mine])
+        return out
+
     def keys(self, rows: Ints) -> pa.Array:
         """Keys of some records."""
         return pa.array(self.key[rows], pa.binary()).cast(pa.string())

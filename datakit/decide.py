@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import disk, guard, image, merge
+from . import disk, guard, image, lookup, merge
 from .crowd import LOST, Crowd, read_crowd
 from .inherit import CHANGES
 from .merge import Merged
@@ -90,6 +90,7 @@ class Decider:
                 continue
             more = [*self.recipe.prefer, *map(told_by_names, self.recipe.sources), *image.versions().values()]
             more += [metadata.version(name) for name in ("torch", "torchvision", "imagededup")]
+            more += self.recipe.decisions.known_by()
             known = spec.digest(known, str(VERSION), str(getattr(spec, "VERSION", 0)), *more)
             path = self.work / FOLDER / f"{stage}-{known}.parquet"
             changes = self.work / FOLDER / f"{stage}-{known}.changes.parquet"
@@ -104,6 +105,9 @@ class Decider:
             decided.about[stage] = json.loads(about.read_text())
             if stage == "dedup" and decided.about[stage]["action"] == "report":
                 decided.reported, lost = lost, lost.slice(0, 0)
+            if stage != "protect" and self.recipe.decisions.keep:
+                goes, lost = lost, self.recipe.decisions.spare(lost)
+                decided.about[stage] |= {"kept_by_decision": goes.num_rows - lost.num_rows}
             decided.lost[stage] = lost
             decided.changes = pq.read_table(changes).cast(CHANGES) if stage == "dedup" else decided.changes
             decided.funnels[stage] = funnel_of(came, lost)
@@ -121,6 +125,8 @@ class Decider:
         if stage == "same_place" and self.recipe.same_place:
             cut = self.recipe.cut
             return verdict_files(self.recipe.same_place, cut.narrow, self.work, cut.encode.keeps_levels)
+        if stage == "protect":
+            return lookup.files_of(self.recipe.protect, self.parts, self.work)
         uses_cnn = stage == "dedup" and self.recipe.dedup and self.recipe.dedup.signature == "cnn"
         return [p for part in self.parts for p in (self.work / "cnn").glob(f"*/{part.name}")] if uses_cnn else []
 
@@ -130,7 +136,9 @@ class Decider:
             return self.same_place(alive)
         if stage == "dedup":
             return merge.dedup(self.recipe, self.crowd, alive, self.work, self.say)
-        lost, about = guard.protect(self.recipe, self.crowd, alive, self.say)
+        contain = self.recipe.protect.contain
+        shared = lookup.look(self.recipe.protect, self.parts, self.work, self.map, self.say) if contain else None
+        lost, about = guard.protect(self.recipe, self.crowd, alive, self.say, shared)
         return Merged(lost, about, CHANGES.empty_table())
 
     @cached_property

@@ -59,6 +59,7 @@ def write(folder: Path, out: Path, name: str = "", most: int = 200) -> str:
         raise RecipeError(f"{out}: is there already, and is not written over. Give another name with -o")
     text = draft(folder, name, most)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as exc:

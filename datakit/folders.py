@@ -19,7 +19,7 @@ from .staging import files_of
 ORIGIN = ".origin"  # suffix of the note of what a set can be made again from
 OURS = "datakit.work"  # an empty file in every work folder
 STEPS = ("scan", "exclude", "slice", "cut", "measured")  # each makes a part from a part
-FOUND = ("labels", "same_place", "cnn", "decided", "shards", "written", "pictures")
+FOUND = ("labels", "same_place", "cnn", "contain", "decided", "shards", "written", "pictures")
 KINDS = ("list", *STEPS, *FOUND, "hands", "tmp")  # sub-folders of WORK that can be made again
 
 

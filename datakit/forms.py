@@ -11,19 +11,22 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
 from . import boxes
 from .boxes import Box
 from .errors import SourceError
+from .licences import NAME as LICENCES
+from .licences import Asked
 from .masks import MEMBER
 from .samples import Samples
 from .stream.source import opened
@@ -48,24 +51,34 @@ class Item(NamedTuple):
 
 
 class Build:
-    """The samples of a build and their bytes."""
+    """The samples of a build that are under one of some licences, all where none is asked for, and their bytes."""
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, licence: Sequence[str] = ()) -> None:
         self.samples, self.tars = Samples(out), opened(out)
         if len(self.tars) != len(self.samples):
             raise SourceError(f"{out}: its index and samples.parquet differ in length. Build the set again")
         self.splits = self.tars.table.column("split")
+        self.asked = Asked(licence)
+
+    def pieces(self, columns: list[str]) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Columns of the records, a piece at a time, each with the rows that it has."""
+        for begin, table in self.samples.pieces([*columns, *[LICENCES] * bool(self.asked)]):
+            there = np.arange(table.num_rows)
+            if self.asked:
+                there = np.flatnonzero(self.asked.rows(table, self.samples.where))
+                table = table.take(pa.array(there))
+            yield begin + there, table
 
     def __iter__(self) -> Iterator[Item]:
-        for begin, table in self.samples.pieces(COLUMNS):
-            splits = self.splits.slice(begin, table.num_rows).to_pylist()
-            for n, about in enumerate(table.to_pylist()):
-                yield Item(begin + n, splits[n] or UNSPLIT, about)
+        for rows, table in self.pieces(COLUMNS):
+            splits = self.splits.take(pa.array(rows)).to_pylist()
+            for row, split, about in zip(rows.tolist(), splits, table.to_pylist(), strict=True):
+                yield Item(row, split or UNSPLIT, about)
 
     def categories(self) -> list[str]:
         """The names of what is boxed, sorted."""
         found: set[str] = set()
-        for _, table in self.samples.pieces(["boxes"]):
+        for _, table in self.pieces(["boxes"]):
             for text in table.column("boxes").unique().to_pylist():
                 found |= {box.category for box in boxes.loads(text)}
         return sorted(found)
@@ -84,11 +97,14 @@ class Build:
         return path
 
 
-def export(form: str, out: str | Path, folder: Path) -> dict[str, int]:
-    """Write a build in a form (a name of FORMS) into `folder`, which must be empty or not there; gives counts."""
+def export(form: str, out: str | Path, folder: Path, licence: Sequence[str] = ()) -> dict[str, int]:
+    """Write a build in a form (a name of FORMS) into `folder`, which must be empty or not there; gives counts.
+
+    licence: only samples under one of these, see `licences`.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SourceError(f"{folder}: holds something already: name an empty folder, or one that is not there")
-    build = Build(out)
+    build = Build(out, licence)
     aside = folder.with_name(f"{folder.name}.part-{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:

@@ -1,15 +1,16 @@
-"""Records compared with held-out lists: whole images first, then tiles, then places on the map.
+"""Records compared with held-out lists: whole images first, then tiles, then places on the map, then parts.
 
 What is another product of an acquisition that something was protected of goes, too: it is the same picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .crowd import LOST, Crowd, Match
@@ -17,15 +18,18 @@ from .disk import ahead
 from .errors import StageError
 from .footprints import overlapping
 from .looks import TURNS, Ints
+from .lookup import Shared, spelled
 from .recipe import Recipe
-from .stages.protect import HeldOut, Matches, Protect, certificate
+from .stages.protect import SHARE_OFF, HeldOut, Matches, Protect, certificate
 
 Bools = NDArray[np.bool_]
 AT_ONCE = 1 << 16  # footprints: 100 B each, several times
 
 
-def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None]) -> tuple[pa.Table, dict[str, Any]]:
-    """Records that must go (LOST), and the certificate. alive: (N,) records that take part."""
+def protect(
+    recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], None], shared: Shared | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Records that must go (LOST), and the certificate. alive: (N,) records that take part; shared: what they share."""
     spec, levels = recipe.protect, recipe.cut.encode.keeps_levels
     lists = spec.read()
     alive = alive.copy()
@@ -47,9 +51,15 @@ def protect(recipe: Recipe, crowd: Crowd, alive: Bools, say: Callable[[str], Non
             tables.append(_lost(crowd, held, goes, level))
             alive[goes.row] = False
             gone.append(np.sort(goes.row))  # as they are in the table
+    parts, some = _parts(spec, crowd, alive, lists, shared)
+    tables, told = [*tables, parts], told + some
+    rows = crowd.at(parts.column("part").to_numpy(), parts.column("row").to_numpy())
+    alive[rows] = False
+    gone.append(rows)
     products, its = _products(crowd, alive, pa.concat_tables(tables), np.concatenate(gone))
     tables, told = [*tables, products], told + its
-    return pa.concat_tables(tables), certificate(spec, lists, compared, told, levels)
+    about = None if shared is None else shared.counts
+    return pa.concat_tables(tables), certificate(spec, lists, compared, told, levels, about)
 
 
 Found = tuple[Matches, Matches, str]  # what matched, the records that go for it, and what was compared
@@ -86,6 +96,32 @@ def _places(spec: Protect, crowd: Crowd, alive: Bools, held: HeldOut, compared: 
     none = np.zeros(len(row), np.int8)
     matches = Matches(row, entry, none, none.astype(np.int32), row[:0]).nearest()
     return matches, matches, "place"
+
+
+def _parts(
+    spec: Protect, crowd: Crowd, alive: Bools, lists: Sequence[HeldOut], shared: Shared | None
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Records that share a part with a held-out image, and what the certificate says of them."""
+    if shared is None or spec.contain is None:
+        return LOST.empty_table(), []
+    enough = pc.and_(
+        pc.greater_equal(shared.found.column("points"), spec.contain.points),
+        pc.greater_equal(shared.found.column("correlation"), spec.contain.correlation),
+    )
+    found = shared.found.filter(enough)
+    rows = crowd.at(found.column("part").to_numpy(), found.column("row").to_numpy())
+    matches: list[dict[str, Any]] = found.to_pylist()
+    best: dict[int, dict[str, Any]] = {}
+    for row, m in zip(rows.tolist(), matches, strict=True):
+        if alive[row] and max(m["share"], m["held_share"]) >= spec.contain.share - SHARE_OFF:
+            best[row] = max(best.get(row, m), m, key=lambda one: int(one["points"]))
+    goes = np.array(sorted(best), np.int64)
+    to = [f"{lists[best[row]['list']].who}/{best[row]['name']}" for row in goes.tolist()]
+    how = [spelled(best[row]) for row in goes.tolist()]
+    table = crowd.lost(goes, ["protected_part"] * len(goes), to, detail=how)
+    about = zip(crowd.keys(goes).to_pylist(), to, how, strict=True)
+    told = [{"key": key, "level": "part", "held_out": its, "how": words} for key, its, words in about]
+    return table, sorted(told, key=lambda one: str(one["key"]))
 
 
 def _lost(crowd: Crowd, held: HeldOut, goes: Matches, level: str) -> pa.Table:

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from . import __version__, disk, imagenet_card, index, leave
+from . import __version__, croissant, disk, imagenet_card, index, leave
 from .copies import CopyJob, bad_of, bytes_of, index_rows, write_copies
+from .croissant import NAME as CROISSANT
+from .croissant import SAMPLES
 from .disk import close_out
 from .engine import Engine
 from .errors import StageError
@@ -29,6 +31,7 @@ from .run import Funnel, write_part
 from .sample import digest
 from .sources.imagenet_s import SEMI, WITH_MASKS, plain
 from .stages.shards import SEG, note_of, order, written
+from .tally import Tally
 
 VERSION = 1  # raise it when other bytes come out for the same input
 SOURCE = "imagenet_s"  # of all samples
@@ -141,7 +144,8 @@ class Copying:
         rows = pa.concat_tables([index_rows(job, wanted, n, SOURCE) for n, job in enumerate(jobs)])
         said = [shard.model_dump(mode="json") for shard in shards]
         out.put("index.arrow", lambda path: index.write(rows, path, said))
-        out.put("samples.parquet", lambda path: self.write_samples(jobs, path))
+        tally = Tally()
+        out.put(SAMPLES, lambda path: self.write_samples(jobs, path, tally))
         out.put("dropped.parquet", lambda path: leave.write_table(dropped, path))
         out.put_text(ABOUT, json.dumps(self.about(), indent=1) + "\n")
         said_so = portable(recipe)
@@ -160,7 +164,8 @@ class Copying:
             files={},
         )
         out.put_text("README.md", imagenet_card.text(manifest, recipe, self.about()))
-        names = ("README.md", "dropped.parquet", ABOUT, "index.arrow", "samples.parquet")
+        out.put_text(CROISSANT, croissant.text(manifest, tally, out.digests[SAMPLES]))
+        names = ("README.md", CROISSANT, "dropped.parquet", ABOUT, "index.arrow", SAMPLES)
         manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in sorted(names)}}).sealed()
         at = self.out, self.work, self.sources.roots
         out.put_text(TIMINGS, leave.timings(at, self.seconds, self.counts, {}, {}))
@@ -168,9 +173,9 @@ class Copying:
         close_out(self.out)
         return manifest
 
-    def write_samples(self, jobs: list[CopyJob], path: Path) -> None:
+    def write_samples(self, jobs: list[CopyJob], path: Path, tally: Tally) -> None:
         """Every sample, in the order of the index, without where its members lie: the index says that."""
-        writer = None
+        writer, licences = None, pa.scalar([self.recipe.collection.licence], pa.list_(pa.string()))
         for n, job in enumerate(jobs):
             table = pq.read_table(job.sidecar).replace_schema_metadata(None)
             table = table.drop_columns([f"{member}_offset" for member in job.members])
@@ -178,7 +183,9 @@ class Copying:
             if f"{SEG.replace('.', '_')}_bytes" not in table.column_names:
                 table = table.append_column("seg_png_bytes", pa.array(np.zeros(table.num_rows, np.int64)))
             table = table.append_column("shard", pa.array(np.full(table.num_rows, n, np.int32)))
+            table = table.append_column("licences", pa.repeat(licences, table.num_rows))
             table = table.select(sorted(table.column_names, key=COLUMNS.index))
+            tally.add(table)
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
             writer.write_table(table)
         if writer:
@@ -241,8 +248,8 @@ class Copying:
 
 
 COLUMNS = [
-    "key", "id", "shard", "split", "wnid", "imagenet_wnid", "class_id", "same_as", "name", "width", "height",
-    "jpg_bytes", "seg_png_bytes", "json_bytes", "cls_bytes",
+    "key", "id", "shard", "split", "wnid", "imagenet_wnid", "class_id", "same_as", "name", "licences",
+    "width", "height", "jpg_bytes", "seg_png_bytes", "json_bytes", "cls_bytes",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from .card import SIZES, TEXT, WHOLE, table, urls
 from .imagenet_s import ImageNetS
+from .licences import UNSTATED
 from .manifest import Manifest
 from .sources.imagenet_s import SEMI
 
@@ -36,8 +37,16 @@ def text(manifest: Manifest, recipe: ImageNetS, about: dict[str, Any]) -> str:
     lines += ["## Between variants", "", *leaks(about), ""] if about["shared_with"] else []
     lines += ["## Reading it", "", *reading(manifest), ""]
     lines += [*table([("field", "what"), *((f"`{name}`", words) for name, (_, words) in FIELDS.items())]), ""]
-    lines += ["## Citation", "", recipe.collection.citation or "", ""]
+    lines += ["## Licence", "", *licence(recipe), "", "## Citation", "", recipe.collection.citation or "", ""]
     return "\n".join(lines)
+
+
+def licence(recipe: ImageNetS) -> Iterator[str]:
+    """On what terms images and masks may be used, as their publishers say it."""
+    about = recipe.collection
+    yield "Its publishers state none." if about.licence == UNSTATED else about.licence
+    if about.provider_terms:
+        yield f"\nTerms of those who took the pictures: {' '.join(about.provider_terms.split())}"
 
 
 def split_rows(manifest: Manifest, about: dict[str, Any]) -> Iterator[tuple[str, ...]]:

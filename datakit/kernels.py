@@ -169,6 +169,28 @@ def measure(rgb, valid):  # type: ignore[no-untyped-def]
 
 
 @jit
+def band_sums(levels, valid):  # type: ignore[no-untyped-def]
+    """Of (H, W, bands) uint8 or uint16, by band over valid pixels: sum, squares, min, max, (4, bands); how many px."""
+    height, width, count = levels.shape
+    masked = valid.shape[0] > 0
+    bands = np.zeros((4, count), np.int64)
+    bands[2] = 1 << 16
+    pixels = np.int64(0)
+    for y in range(height):
+        for x in range(width):
+            if masked and not valid[y, x]:
+                continue
+            pixels += 1
+            for c in range(count):
+                v = np.int64(levels[y, x, c])
+                bands[0, c] += v
+                bands[1, c] += v * v
+                bands[2, c] = min(bands[2, c], v)
+                bands[3, c] = max(bands[3, c], v)
+    return bands, pixels
+
+
+@jit
 def square_error(one, other):  # type: ignore[no-untyped-def]
     a, b = one.reshape(one.size), other.reshape(other.size)
     total = np.int64(0)

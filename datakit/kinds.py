@@ -20,6 +20,7 @@ def load(
     changes: dict[str, Any] | None = None,
     protect: Sequence[Path] = (),
     licences: Sequence[str] = (),
+    decisions: Path | None = None,
 ) -> Recipe | ImageNetS:
     """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
@@ -28,11 +29,11 @@ def load(
     path = find(Path(path))
     plain = with_base(path)
     if plain.get("kind") is None:
-        return Recipe.load(path, changes, protect, licences)
+        return Recipe.load(path, changes, protect, licences, decisions)
     if plain["kind"] != "imagenet_s":
         raise RecipeError(f"{path}: kind: {plain['kind']}: there is imagenet_s; leave it out for any other set")
-    if protect or licences:
-        raise RecipeError(f"{path}: --protect and --licence: an official set is taken as it is")
+    if protect or licences or decisions:
+        raise RecipeError(f"{path}: --protect, --licence and --decisions: an official set is taken as it is")
     for key, value in (changes or {}).items():
         put(plain, key, value)
     near = (path.parent.parent / "manifests", path.parent / "manifests")

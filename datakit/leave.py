@@ -18,9 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import __version__, card, coco_left, image, index
+from . import __version__, card, coco_left, croissant, image, index
+from .bands import LEVELS, Sums
 from .collect import Chosen
+from .croissant import NAME as CROISSANT
+from .croissant import SAMPLES
 from .decide import STAGES, Decided
+from .decisions import FILE as DECISIONS
 from .disk import PARTIAL, becoming, close_out, sync
 from .dropped import Dropped
 from .errors import StageError
@@ -31,7 +35,9 @@ from .recipe import Recipe
 from .remote import Root, root_of
 from .run import Funnel
 from .sample import digest
+from .stages.cut import Cut
 from .stages.shards import ShardJob, Tarred, notes_of, written
+from .tally import Tally
 
 NOT_LEFT = ["stamp", "offset", "packed_bytes", "packing", "crc", "staged", "staged_offset", "staged_bytes"]
 NOT_LEFT += ["mask", "mask_bytes", "twin"]
@@ -59,6 +65,7 @@ class Story:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     read_bytes: dict[str, Counter[str]] = field(default_factory=dict)  # by stage and source, in this run
     part_seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # likewise, of all workers
+    outcomes: dict[str, Any] = field(default_factory=dict)  # what became of a person's decisions
 
 
 def finish(
@@ -70,9 +77,9 @@ def finish(
     for name in story.shards_before - {s.name for s in shards}:
         (story.out / name).unlink(missing_ok=True)
     members = recipe.members()
-    write_samples(jobs, out, members)
+    tally = write_samples(jobs, out, members, recipe.cut)
     out.put("dropped.parquet", lambda path: dropped.write(path, NOT_LEFT))
-    notes = write_notes(decided, out)
+    notes = write_notes(decided, story.outcomes, out)
     sidecars = [job.sidecar for job in jobs]
     cocos = coco_left.coco_files(recipe, story.roots, story.labels, story.work, sidecars)
     for name, coco in cocos.items():
@@ -95,8 +102,10 @@ def finish(
         files={},
     )
     told = coco_left.told(recipe, story.roots, story.labels, story.work, [*cocos])
-    out.put_text("README.md", card.text(manifest, {**decided.about, **({"coco": {"lines": told}} if told else {})}))
-    names = ("README.md", "dropped.parquet", "index.arrow", "pictures.parquet", "samples.parquet", *notes, *cocos)
+    found = decided.about | {"decisions": story.outcomes} | ({"coco": {"lines": told}} if told else {})
+    out.put_text("README.md", card.text(manifest, found, tally))
+    out.put_text(CROISSANT, croissant.text(manifest, tally, out.digests[SAMPLES]))
+    names = ("README.md", CROISSANT, "dropped.parquet", "index.arrow", "pictures.parquet", SAMPLES, *notes, *cocos)
     manifest = manifest.model_copy(update={"files": {name: out.digests[name] for name in names}}).sealed()
     at = story.out, story.work, story.roots
     out.put_text(TIMINGS, timings(at, story.seconds, story.counts, story.part_seconds, story.read_bytes))
@@ -149,44 +158,58 @@ def written_shard(job: Tarred) -> Shard:
     return Shard(**about)
 
 
-def write_samples(jobs: Sequence[Tarred], out: Out, members: tuple[str, ...]) -> None:
-    """samples.parquet and index.arrow, row for row in the order of the shards."""
+def write_samples(jobs: Sequence[Tarred], out: Out, members: tuple[str, ...], cut: Cut) -> Tally:
+    """samples.parquet and index.arrow, row for row in the order of the shards; gives what the records add up to.
+
+    cut: what measured them.
+    """
     wanted = index.schema(members)
+    levels = cut.encode.keeps_levels and not cut.shots
+    tally = Tally(Sums(levels))
     rows: list[pa.Table] = []
     shards: list[dict[str, Any]] = []
-    out.put("samples.parquet", lambda path: write_rows(jobs, path, wanted, rows, shards))
+
+    def write(path: Path) -> None:
+        writer = None
+        for n, job in enumerate(jobs):
+            table, row, about = records_left(job, n, wanted)
+            rows.append(row)
+            shards.append(about)
+            tally.add(table)
+            table = table.replace_schema_metadata({LEVELS: b"1"} if levels else None)
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer:
+            writer.close()
+
+    out.put(SAMPLES, write)
     out.put("index.arrow", lambda path: index.write(pa.concat_tables(rows), path, shards))
+    return tally
 
 
-def write_rows(
-    jobs: Sequence[Tarred], path: Path, wanted: pa.Schema, rows: list[pa.Table], shards: list[dict[str, Any]]
-) -> None:
-    """Write the records of all shards; `rows` and `shards` get what the index says of them."""
-    writer = None
-    for n, job in enumerate(jobs):
-        table = pq.read_table(job.sidecar)
-        about = written_shard(job)
-        shards.append(about.model_dump(mode="json"))
-        table = table.replace_schema_metadata(None).append_column("shard", pa.array([n] * table.num_rows, pa.int32()))
-        split = about.split
-        named = table.set_column(table.schema.get_field_index("split"), "split", pa.array([split] * table.num_rows))
-        rows.append(named.select(wanted.names).cast(wanted))
-        table = table.drop_columns([*NOT_LEFT, *NOT_OF_KEPT])
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    if writer:
-        writer.close()
+def records_left(job: Tarred, number: int, wanted: pa.Schema) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """The records of a shard: as samples.parquet has them, as the index does, and what is said of the shard."""
+    about = written_shard(job)
+    table = pq.read_table(job.sidecar).replace_schema_metadata(None)
+    table = table.append_column("shard", pa.array([number] * table.num_rows, pa.int32()))
+    split = pa.array([about.split] * table.num_rows)
+    named = table.set_column(table.schema.get_field_index("split"), "split", split)
+    left = table.drop_columns([*NOT_LEFT, *NOT_OF_KEPT])
+    return left, named.select(wanted.names).cast(wanted), about.model_dump(mode="json")
 
 
-def write_notes(decided: Decided, out: Out) -> list[str]:
-    """The certificate, what dedup found, and the duplicates that it only counted; gives the names of the files."""
+def write_notes(decided: Decided, outcomes: dict[str, Any], out: Out) -> list[str]:
+    """The certificate, what dedup found, the duplicates that it only counted, and what became of a person's decisions;
+    gives the names of the files.
+    """
     notes = {f"{stage}.json": json.dumps(about, indent=1) + "\n" for stage, about in decided.about.items()}
+    notes |= {DECISIONS: json.dumps(outcomes, indent=1) + "\n"} if outcomes else {}
     for name, text in notes.items():
         out.put_text(name, text)
     reported = decided.reported
     if reported is not None:
         out.put(REPORTED, lambda path: write_table(reported.drop_columns(["part", "row"]).sort_by("key"), path))
-    for name in {*NOTES, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
+    for name in {*NOTES, DECISIONS, REPORTED} - {*notes} - ({REPORTED} if reported is not None else set()):
         (out.root / name).unlink(missing_ok=True)  # of an earlier build
     return [*notes, *([REPORTED] if reported is not None else [])]
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .crowd import corners_of
+from .licences import NAME as LICENCES
+from .licences import Asked
 from .lonlat import Box, geometry, meets, rings
 from .sample import key_id
 from .samples import Samples
@@ -63,6 +65,14 @@ def within(samples: Samples, box: Box) -> NDArray[np.int64]:
     for begin, table in samples.pieces(["footprint"]):
         placed, corners = placed_corners(table)
         found.append(begin + placed[meets(rings(corners), box)])
+    return np.concatenate(found)
+
+
+def licensed(samples: Samples, names: Sequence[str]) -> NDArray[np.int64]:
+    """The rows of the samples that are under one of these licences, names or patterns: (M,), ascending."""
+    asked, found = Asked(names), [np.zeros(0, np.int64)]
+    for begin, table in samples.pieces([name for name in (LICENCES,) if name in samples.schema.names]):
+        found.append(begin + np.flatnonzero(asked.rows(table, samples.where)))
     return np.concatenate(found)
 
 

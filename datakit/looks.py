@@ -21,6 +21,7 @@ from pydantic import Field
 from .sample import Spec
 
 TURNS = ("", "left-right", "up-down", "turned 180", "transposed", "turned 90", "turned 270", "transversed")
+BACK = (0, 1, 2, 3, 4, 6, 5, 7)  # the place that undoes each: a turn by 90 degrees undoes one by 270
 PLACES = len(TURNS)  # bit 0 of a place = mirrored left-right, bit 1 = top-bottom, bit 2 = transposed after that
 TILE = ("signatures", "thumbnail", "pixel_digest", "entropy_bits")  # columns of `Sample`: of the record
 SCENE = ("scene_signatures", "scene_thumbnail", "scene_digest", "scene_entropy_bits")  # of the image that it is from

@@ -51,6 +51,9 @@ class Measures(NamedTuple):
     band_max: tuple[int, ...]
 
 
+BANDS = ("band_count", "band_sum", "band_sum_squares", "band_min", "band_max")  # fields by band
+
+
 def sign(pixels: Pixels) -> Signature:
     """Signature of a picture: (H, W, 3) uint8, any size."""
     small = resize32(pixels)
@@ -78,6 +81,14 @@ class Hasher:
     def digest(self) -> bytes:
         """16 bytes."""
         return self.hash.digest() if self.hash else b""
+
+
+def digest(levels: NDArray[Any], bands: tuple[str, ...]) -> bytes:
+    """The digest of levels of named bands, (H, W, bands)."""
+    height, width = levels.shape[:2]
+    hasher = Hasher(height, width, bands)
+    hasher.add(levels)
+    return hasher.digest()
 
 
 def phash(pixels: Pixels) -> int:
@@ -135,6 +146,13 @@ def measure(pixels: Pixels, valid: Mask | None) -> Measures:
         band_min=tuple(bands[2].tolist()),
         band_max=tuple(bands[3].tolist()),
     )
+
+
+def bands(levels: NDArray[Any], valid: Mask | None) -> dict[str, tuple[int, ...]]:
+    """The fields of `Measures` that are by band, of levels: (H, W, bands) uint8 or uint16, over valid pixels."""
+    sums, pixels = kernels.band_sums(np.ascontiguousarray(levels), _NO_MASK if valid is None else valid)
+    found = [[int(pixels)] * levels.shape[2], *(sums if pixels else sums * 0).tolist()]
+    return {name: tuple(values) for name, values in zip(BANDS, found, strict=True)}
 
 
 def entropy(histogram: NDArray[np.int64]) -> float:

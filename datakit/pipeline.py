@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import collect, disk, files, image, kinds, leave, listing, origin, run, staging, trouble
+from . import collect, disk, files, image, kinds, leave, listing, lookup, origin, run, staging, trouble, undone
 from .decide import Decided, Decider
 from .engine import Engine
 from .errors import SourceError, StageError
@@ -27,7 +27,7 @@ from .running import Places, running
 from .sample import Spec, Stage, digest
 from .sources.scan import Labels, Scan
 from .stages.exclude import check_shares
-from .stages.protect import NO_LIST
+from .stages.protect import NO_LIST, PARTS
 from .stages.shards import ShardJob, gather, note_of, write_shard, written
 
 Report = Callable[[str], None]
@@ -58,11 +58,15 @@ class Build(leave.Story):
             self.check_chain(before, step)
         if not +self.funnels["measured"].made:
             raise StageError(trouble.nothing_left(self.funnels))
+        self.restage(parts, lookup.needed(self.recipe.protect, parts["measured"], self.work))
         decided = self.decide(parts["measured"])
         uses += decided.paths
         chosen = collect.choose(self.recipe, parts["measured"], decided)
         self.funnels["subset"] = chosen.funnel
         dropped = collect.dropped_records({step: parts[step] for step in ("list", *STEPS)}, decided, chosen, self.clean)
+        self.outcomes = undone.outcomes(self.recipe.decisions, parts, chosen, dropped)
+        for line in undone.lines(self.outcomes):
+            self.say(line)
         jobs = collect.shard_jobs(self.recipe, chosen, self.out, self.work)
         with disk.aside(self.work) as aside:
             pictures = picture_jobs(dropped, self.work, aside, self.roots)
@@ -113,10 +117,10 @@ class Build(leave.Story):
         """What a step does to the parts of a source."""
         recipe = self.recipe
         stages: dict[str, Stage | None] = {
-            "exclude": recipe.header_rules(),
+            "exclude": recipe.decisions.over(recipe.header_rules(), source),
             "slice": recipe.slicing(),
             "cut": recipe.cut,
-            "measured": recipe.measured_rules(),
+            "measured": recipe.decisions.over(recipe.measured_rules(), source),
         }
         if step != "scan":
             return stages[step]
@@ -239,6 +243,9 @@ class Build(leave.Story):
             }
             for what in (words for words, holds in wrong.items() if holds):
                 self.say(f"warning: {what}: sign it with this --recipe")
+        for path, parts in zip(self.recipe.protect.lists, self.recipe.protect.parts(), strict=True):
+            if self.recipe.protect.contain and parts is None:
+                self.say(f"warning: {path}{PARTS} is not there: no parts of its images are looked for; sign them anew")
         if not self.recipe.protect.lists:
             self.say(f"warning: {NO_LIST}: `datakit protect sign` makes a list of one, --protect LIST compares with it")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .engine import Engine
 from .errors import DatakitError, ShardError, SourceError
 from .hamming import scan
-from .looks import PLACES, SCENE, TILE, TURNS, Looks
+from .looks import BACK, PLACES, SCENE, TILE, TURNS, Looks
 from .manifest import Collection, Layout, Manifest
 from .remote import Root
 from .sample import Window, make_key
@@ -23,7 +23,6 @@ from .stages.dedup import Dedup
 from .stages.slice import Grid, Slice
 from .validate import validate
 
-BACK = (0, 1, 2, 3, 4, 6, 5, 7)  # the place that undoes each: a turn by 90 degrees undoes one by 270
 LEVELS = (("tile", TILE), ("image", SCENE))
 
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from .decisions import Decisions
 from .errors import RecipeError
+from .licences import UNSTATED, Asked
 from .manifest import Collection
 from .rules import Evaluation, EveryNth, PairShift, SplitRule, ValidShare
 from .sample import Spec
@@ -49,6 +51,7 @@ class Recipe(Spec):
     same_place: SamePlace | None = None
     subset: Subset = Subset()
     shards: Shards = Shards()
+    decisions: Decisions = Field(Decisions(), description="what a person decided of single records")
     # of camera RAW: they say what `slice` and `cut` are, see `_view_says`
     view: Literal["slices", "downsampled", "full"] | None = Field(None, description="what a sample of a RAW shows")
     domain: Literal["raw", "srgb", "both"] = Field("raw", description="the RAW, the camera's JPEG, or both")
@@ -106,6 +109,8 @@ class Recipe(Spec):
         asks += ["protect"] if self.protect.lists else []
         if asks and not self.cut.measure:
             raise ValueError(f"cut: measure: false: {', '.join(asks)} compare what it measures; set it to true")
+        if self.protect.contain and self.cut.encode.format in ("tiff16", "png16", "npy", "mosaic"):
+            raise ValueError(f"protect: contain reads 8-bit pictures, not {self.cut.encode.format}: leave it out")
         if self.dedup and self.dedup.signature == "cnn" and self.cut.encode.format in ("tiff16", "png16"):
             raise ValueError(f"dedup: signature: cnn reads 8-bit pictures, not {self.cut.encode.format}; use phash")
         if self.dedup and self.dedup.orientations and self.cut.encode.keeps_levels:
@@ -120,11 +125,13 @@ class Recipe(Spec):
         changes: dict[str, Any] | None = None,
         protect: Sequence[Path] = (),
         licences: Sequence[str] = (),
+        decisions: Path | None = None,
     ) -> Recipe:
         """The recipe at `path`, or of that name among the bundled ones; RecipeError with every field that is wrong.
 
         changes: values by dotted key, as `--set` gives them: {"slice.grid.size_px": 256}. protect: held-out lists
-        beside those of the recipe. licences: take only what is under one of these; "unstated" is none of them.
+        beside those of the recipe. licences: take only what is under one of these, see `licences`.
+        decisions: a decisions.json, in place of the recipe's own.
         """
         path = find(Path(path))
         plain = with_base(path)
@@ -134,6 +141,8 @@ class Recipe(Spec):
             put(plain, key, value)
         put_lists(plain, path.parent, protect)
         put_licences(plain, licences)
+        if decisions:
+            plain["decisions"] = Decisions.load(decisions).model_dump()
         wrong: dict[tuple[int | str, ...], str] = {}
         if isinstance(plain.get("sources"), list):
             plain["sources"] = [_source(s, path, n, wrong) for n, s in enumerate(plain["sources"])]
@@ -208,12 +217,14 @@ def put_lists(plain: dict[str, Any], beside: Path, protect: Sequence[Path]) -> N
 
 
 def put_licences(plain: dict[str, Any], licences: Sequence[str]) -> None:
-    """Add a rule that takes only these licences, before all others."""
+    """Add rules that take only these licences, before all others; what states none goes for a reason of its own."""
     exclude = plain.get("exclude") or {}
     rules = exclude.get("rules") or [] if isinstance(exclude, dict) else None
     if licences and isinstance(rules, list):
+        stated = {"rule": "licence", "allow": ["*"], "name": "licence_unstated"}
         only = {"rule": "licence", "allow": [*licences], "name": "licence_not_asked_for"}
-        plain["exclude"] = {**exclude, "rules": [only, *rules]}
+        first = [only] if Asked(licences).includes(UNSTATED) else [stated, only]
+        plain["exclude"] = {**exclude, "rules": [*first, *rules]}
 
 
 def find(path: Path) -> Path:
@@ -244,16 +255,20 @@ def find_manifest(name: str, *near: Path) -> Path:
 
 
 def with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The YAML of a recipe over that of its `base`, a file beside it; mappings are merged, all else is replaced."""
+    """The YAML of a recipe over that of its `base`; mappings are merged, all else is replaced.
+
+    The base is a file beside it, else a bundled one: opticalrs.yaml, pretrain/tiny.yaml.
+    """
     plain = read_yaml(path)
     if not isinstance(plain, dict):
         raise RecipeError(f"{path}: must be a mapping with name, sources, …")
     base = plain.pop("base", None)
     if base is None:
         return plain
-    below, above = path.parent / str(base), (*above, path.resolve())
+    places = [folder / str(base) for folder in (path.parent, *folders("recipes"))]
+    below, above = next((place for place in places if place.is_file()), places[0]), (*above, path.resolve())
     if not below.is_file():
-        raise RecipeError(f"{path}: base: {base}: no such file in {path.parent}")
+        raise RecipeError(f"{path}: base: {base}: no such file in {path.parent}, and no bundled recipe")
     if below.resolve() in above:
         raise RecipeError(f"{path}: base: {base} builds on this one itself")
     return merged(with_base(below, above), plain)

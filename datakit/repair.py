@@ -27,6 +27,7 @@ from .leave import TIMINGS, Out, note_path, write_samples
 from .manifest import Manifest, Shard
 from .origin import Origin, manifest_of, origins
 from .pipeline import build
+from .stages.cut import Cut
 from .stages.shards import SHARD, Tarred, note_written, notes_of, write_records
 from .staging import cut_off
 from .verify import INDEX, MANIFEST, SAMPLES
@@ -126,7 +127,8 @@ class Repair:
             return
         for job in jobs:
             note_written(job)
-        write_samples(jobs, Out(self.scratch, self.work), self.manifest.members)
+        cut = Cut.model_validate(self.manifest.recipe["cut"])
+        write_samples(jobs, Out(self.scratch, self.work), self.manifest.members, cut)
         damaged -= {name for name in [*damaged] if self.take(name)}
 
     def by_building(self, damaged: set[str]) -> None:

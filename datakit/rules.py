@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .columns import Columns
 from .errors import RecipeError
+from .licences import Asked
 from .sample import Spec
 
 Bools = NDArray[np.bool_]
@@ -177,22 +178,21 @@ class EveryNth(_Rule):
 
     def matches(self, c: Columns) -> Bools:
         here = [self.source in ("", source) for source in c.texts("source")]
-        numbers = [
-            number(self.frame.search(name)) if h else None for h, name in zip(here, c.texts("name"), strict=True)
-        ]
+        found = map(self.frame.search, c.texts("name"))
+        numbers = [number(one) if h else None for h, one in zip(here, found, strict=True)]
         return np.array([n is not None and n % self.n != 0 for n in numbers], bool)
 
 
 class Licence(_Rule):
-    """Images under no licence of `allow`, or under one of `deny`. An "unstated" licence passes no `allow`."""
+    """Images under no licence of `allow`, or under one of `deny`; "unstated" fits no pattern: see `licences.Asked`."""
 
     rule: Literal["licence"] = "licence"
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
     def matches(self, c: Columns) -> Bools:
-        allow, deny = set(self.allow), set(self.deny)
-        return np.array([bool((allow and not allow & {*has}) or deny & {*has}) for has in c.texts("licences")], bool)
+        allow, deny = Asked(self.allow), Asked(self.deny)
+        return np.array([(allow and not allow.any_of(n)) or deny.any_of(n) for n in c.texts("licences")], bool)
 
 
 class GsdAbove(_Rule):

@@ -105,7 +105,7 @@ class Sample:
     luma_mean: float | None = _column(pa.float64(), None)
     luma_std: float | None = _column(pa.float64(), None)
     saturation: float | None = _column(pa.float64(), None)  # mean of (max - min) over the bands, 0..1
-    band_count: tuple[int, ...] = _column(_INTS, ())
+    band_count: tuple[int, ...] = _column(_INTS, ())  # by band: of the picture, or of the levels that a tile keeps
     band_sum: tuple[int, ...] = _column(_INTS, ())
     band_sum_squares: tuple[int, ...] = _column(_INTS, ())
     band_min: tuple[int, ...] = _column(_INTS, ())

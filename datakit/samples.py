@@ -1,4 +1,4 @@
-"""The records that a build left, `samples.parquet`: columns of all, a piece at a time, or of some, by row."""
+"""The records that a build left, those kept or another table: columns of all, a piece at a time, or of some, by row."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAME = "samples.parquet"
 
 
 class Samples:
-    """The records of the build at `out`, in the order of its index. What lies in a store is fetched, and kept for as
-    long as this is.
+    """The records of the build at `out`, in the order of its index; of its table `name`, if that is another. What lies
+    in a store is fetched, and kept for as long as this is.
     """
 
-    def __init__(self, out: str | Root) -> None:
+    def __init__(self, out: str | Root, name: str = NAME) -> None:
         where = root_of(out)
-        self.where = (where if where.is_dir() else where.parent) / NAME
+        self.where = (where if where.is_dir() else where.parent) / name
         try:
             self.path = self._here()
             self.schema = pq.read_schema(self.path)
@@ -40,8 +40,8 @@ class Samples:
             return self.where
         folder = Path(tempfile.mkdtemp(prefix="datakit-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        (folder / NAME).write_bytes(self.where.read_bytes())
-        return folder / NAME
+        (folder / self.where.name).write_bytes(self.where.read_bytes())
+        return folder / self.where.name
 
     def __len__(self) -> int:
         return int(pq.read_metadata(self.path).num_rows)

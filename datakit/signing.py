@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import __version__, image
+from . import __version__, image, staging
 from .alone import blamed_of
+from .contain import PARTS, described
+from .disk import commit
 from .engine import Engine
 from .errors import SourceError
 from .files import File, home
@@ -24,16 +27,17 @@ from .hand import InHand, mark_of
 from .listing import find_files
 from .looks import SCENE, TILE
 from .manifest import Collection, Layout
+from .pixels import Piece
 from .recipe import Recipe
 from .remote import Root
 from .run import kept_rows
 from .sample import Part, Sample, Window, digest, from_table, to_table
-from .scales import of_source
+from .scales import in_reduced, of_source, reduced_size
 from .sources import beside
 from .sources.folder import files
 from .sources.lists import absent, read_lists
 from .sources.scan import Scan, Source, file_table, listing
-from .stages.cut import Sign
+from .stages.cut import Found, Sign
 from .stages.protect import ENTRY, HeldOut
 from .stages.slice import Grid, Slice, cut_out, reduced
 
@@ -58,6 +62,7 @@ class Job:
     window: Window | None  # that one of each image, not those of `slice`
     cut: Sign
     side_cars: list[File]
+    parts: Path | None = None  # folder to leave in how the windows look to `contain`
 
     def images(self) -> list[InHand]:
         """None: it has no pieces."""
@@ -76,6 +81,14 @@ class Signed:
     records: pa.Table
     unsigned: list[tuple[str, str]]
     footprints: dict[str, tuple[float, ...]]  # of whole images, by name
+
+
+class Describe(Sign):
+    """What `Sign` finds, and how a window looks to `contain` as its bytes."""
+
+    def _tile(self, sample: Sample, piece: Piece) -> tuple[Found, bytes]:
+        found, _ = super()._tile(sample, piece)
+        return found, pickle.dumps(described(piece.pixels))
 
 
 def any_images(name: str, about: Collection | None = None) -> Source:
@@ -101,10 +114,12 @@ def sign(
     cut: Sign,
     engine: Engine,
     window: Window | None = None,
+    parts: Path | None = None,
 ) -> Signed:
     """Sign the images among files, whole and in windows of `slice`, or one window of each; what cannot be is named.
 
-    At the ground sampling distance of `slice`, as a build does: those of an unknown one at their own.
+    At the ground sampling distance of `slice`, as a build does: those of an unknown one at their own. parts: a folder
+    for how the windows look to `contain`, where `cut` is `Describe`.
     """
     sides = beside.by_name({file.name: file for file in found})
     records = list(listing(source, found))
@@ -115,7 +130,19 @@ def sign(
         work = Path(name)
         (work / "tmp").mkdir()
         jobs = (
-            Job(n, work / "signed" / f"{n}.parquet", work, some, source, home(root), slice, window, cut, beside_them)
+            Job(
+                n,
+                work / "signed" / f"{n}.parquet",
+                work,
+                some,
+                source,
+                home(root),
+                slice,
+                window,
+                cut,
+                beside_them,
+                parts,
+            )
             for n, some in chunks
             for beside_them in [beside.those_of(some, sides)]
         )
@@ -148,7 +175,20 @@ def sign_some(job: Job) -> tuple[int, Signed]:
             if isinstance(stage, Scan):
                 columns = (table.column(c).to_pylist() for c in ("name", "footprint"))
                 places = {name: tuple(corners or ()) for name, corners in zip(*columns, strict=True)}
+        if job.parts:
+            commit(parts_of(kept_rows(table), aside), job.parts / f"{job.number:08d}.parquet", job.parts / "aside")
         return job.number, Signed(kept_rows(table), unsigned, places)
+
+
+def parts_of(records: pa.Table, folder: Path) -> pa.Table:
+    """How windows that `Describe` staged in `folder` look to `contain`, those of an image together."""
+    rows = []
+    with staging.StagedFiles(folder) as staged:
+        for sample in sorted(from_table(records), key=lambda s: (s.name, in_reduced(s))):
+            size = reduced_size(sample.image_width, sample.image_height, sample.scale)
+            place = {"name": sample.name, "image_size": size, "window": in_reduced(sample)}
+            rows.append({**place, **pickle.loads(staged.read(sample))})
+    return pa.Table.from_pylist(rows, schema=PARTS)
 
 
 def one_window(slice: Slice, window: Window, records: pa.Table, part: Part) -> pa.Table:
@@ -186,8 +226,11 @@ def held_out(
     name: str = "",
     version: str = "",
     split: str = "",
+    parts: Path | None = None,
 ) -> HeldOut:
     """A held-out list of an evaluation set that lies at `folder`: its images whole, and through the recipe's grid.
+
+    parts: a file to write beside it, which `protect.contain` reads: points, and small gray pictures.
 
     about: the manifest of the collection, whose layout then says what is an image and, with `split`, of which split.
     Random windows of a recipe fall elsewhere in each image: such a list holds whole images alone.
@@ -198,7 +241,7 @@ def held_out(
         found = of_split(found, about, split, folder)
     grid = recipe.slice if recipe.slice and recipe.slice.grid else None
     way = grid or Slice(grid=Grid(size_px=512), gsd_m=recipe.slice.gsd_m if recipe.slice else None)
-    signed = sign(source, folder, found, way, Sign.as_in(recipe.cut), engine)
+    signed = signed_in_parts(source, folder, found, way, recipe, engine, parts)
     if not signed.records.num_rows:
         raise SourceError(f"{folder}: no image could be signed ({why_not(signed)})")
     whole = entries_of(signed, SCENE)
@@ -221,6 +264,25 @@ def held_out(
         },
         pa.concat_tables([whole, tiles]),
     )
+
+
+def signed_in_parts(
+    source: Source, root: Root, found: list[File], way: Slice, recipe: Recipe, engine: Engine, parts: Path | None
+) -> Signed:
+    """Sign images whole and in windows; parts: the file for how windows look to `contain`, if there shall be one."""
+    if parts is None:
+        return sign(source, root, found, way, Sign.as_in(recipe.cut), engine)
+    parts.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{parts.name}-", dir=parts.parent) as name:
+        folder = Path(name)
+        (folder / "aside").mkdir()
+        signed = sign(source, root, found, way, Describe.as_in(recipe.cut), engine, parts=folder)
+        pieces = sorted(folder.glob("*.parquet"))
+        with pq.ParquetWriter(folder / "whole", PARTS, compression="zstd") as file:
+            for piece in pieces:
+                file.write_table(pq.read_table(piece))
+        (folder / "whole").replace(parts)
+    return signed
 
 
 def of_split(found: list[File], about: Collection, split: str, folder: Root) -> list[File]:

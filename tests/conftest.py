@@ -6,8 +6,10 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import browsing
 from hypothesis import settings
 from tars import SIZES, sample, write_tar
 
@@ -55,3 +57,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of other modules
+def browser() -> Iterator[Any]:
+    """A headless Chromium, or the test is skipped: see `browser.Page`."""
+    with browsing() as found:
+        yield found

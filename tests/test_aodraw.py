@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from worlds import digests
 import datakit
 from datakit import bayer, codec, raw
 from datakit.boxes import loads, slice_coco
-from datakit.cli import main, parser
+from datakit.cli import main
 from datakit.errors import RecipeError
 from datakit.image import quiet
 from datakit.manifest import Manifest
@@ -394,22 +393,8 @@ def test_raw_files_need_a_view_and_others_have_none(world: Path, tmp_path: Path)
         Recipe.load("aodraw", {"view": "tiles"})
 
 
-def test_the_page_on_camera_raw_says_what_is_so(
-    world: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its blocks of Python run, its commands are understood, and every field of a view and name of one is told."""
+def test_the_page_on_camera_raw_tells_every_field_and_name_of_a_view() -> None:
     page = (Path(__file__).parent.parent / "docs/camera_raw.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(world / "aodraw/images/00000004.dng", "a.dng")
-    Path("OUT").symlink_to(built)
-    for text in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        found: dict[str, Any] = {}
-        exec(compile(text, "camera_raw.md", "exec"), found)
-        assert "loader" not in found or len(next(iter(found["loader"]))) == 8
-    lines = [line for text in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.DOTALL) for line in text.splitlines()]
-    assert len(lines) == 7
-    for line in lines:
-        assert parser().parse_args(shlex.split(line, comments=True)[1:]).verb
     for name in (*View.model_fields, *NAMED):
         assert f"`{name}`" in page, name
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 import datakit
 from datakit import card
+from datakit.bands import Sums
 from datakit.card import features
 from datakit.manifest import Manifest, Shard
 from datakit.recipe import Recipe
 from datakit.sample import Sample
 from datakit.stages.protect import Protect, certificate
 from datakit.stages.shards import sample_json
+from datakit.tally import Tally
 
+Built = tuple[Manifest, str, Tally]
 FOUND = {"protect": certificate(Protect(), [], {}, [])}
 LICENCE = "For research | teaching only.\nAsk first."
 
@@ -38,8 +43,16 @@ def collection(name: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "path": name, "collection": {**plain, **fields}}
 
 
+def tally_of(out: Path) -> Tally:
+    """What the records of a set add up to."""
+    records = pq.read_table(out / "samples.parquet")
+    tally = Tally(Sums.of(records.schema))
+    tally.add(records)
+    return tally
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A build of two collections of three, and its card."""
     folder = tmp_path_factory.mktemp("built")
     rng = np.random.default_rng(0)
@@ -60,9 +73,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
     )
     manifest = datakit.build(recipe, folder, folder / "out", workers=0, allow_missing=True)
     text = (folder / "out" / "README.md").read_text(encoding="utf-8")
-    assert text == card.text(manifest, FOUND)
+    tally = tally_of(folder / "out")
+    assert text == card.text(manifest, FOUND, tally)
     assert "\n\n**It includes evaluation data: air:val, land:val.** What it is.\n" in text
-    return manifest, text
+    return manifest, text, tally
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -72,8 +86,8 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in row] for n, row in enumerate(one) if n != 1] for one in rows]
 
 
-def test_front_matter(built: tuple[Manifest, str]) -> None:
-    manifest, text = built
+def test_front_matter(built: Built) -> None:
+    manifest, text, _ = built
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "other"
     assert front["pretty_name"] == "Klein & fein: ü"
@@ -86,14 +100,31 @@ def test_front_matter(built: tuple[Manifest, str]) -> None:
         assert [split for split, pattern in patterns.items() if pattern.fullmatch(shard.name)] == [shard.split]
 
 
-def test_tables_are_whole(built: tuple[Manifest, str]) -> None:
+def test_a_set_of_one_licence_that_the_hub_knows_has_its_name(built: Built) -> None:
+    manifest = built[0]
+    for names, licence in ((["CC-BY-4.0"], "cc-by-4.0"), (["CC-BY-4.0", "MIT"], "other"), (["unstated"], "other")):
+        front = yaml.safe_load(card.front(manifest, names))
+        assert (front["license"], "license_name" in front) == (licence, licence == "other")
+
+
+def test_collections_are_cited_once(built: Built) -> None:
+    manifest, text, tally = built
+    assert "## Citation" not in text
+    recipe = json.loads(json.dumps(manifest.recipe))
+    for source in recipe["sources"]:
+        source["collection"]["citation"] = "A. Author:\nOne. 2024." if source["name"] != "sea" else "Not at hand."
+    told = card.text(manifest.model_copy(update={"recipe": recipe}), FOUND, tally)
+    assert told.endswith("## Citation\n\n- air: A. Author: One. 2024.\n")
+
+
+def test_tables_are_whole(built: Built) -> None:
     for rows in tables(built[1]):
         assert {len(row) for row in rows} == {len(rows[0])}
     assert card.table([("a", "b"), ("x|y\nz", "")]) == ["| a | b |", "|---|---|", "| x\\|y z |  |"]
 
 
-def test_sources_and_licences_agree_with_the_manifest(built: tuple[Manifest, str]) -> None:
-    manifest, text = built
+def test_sources_and_licences_agree_with_the_manifest(built: Built) -> None:
+    manifest, text, _ = built
     rows = {row[0]: row[1:] for row in tables(text)[0][1:]}
     assert set(rows) == {"air", "land"}
     for source in manifest.sources:
@@ -109,9 +140,28 @@ def test_sources_and_licences_agree_with_the_manifest(built: tuple[Manifest, str
     assert "- air: Terms of the provider." in text
 
 
-def test_what_came_and_went_agrees_with_the_manifest(built: tuple[Manifest, str]) -> None:
-    manifest, text = built
-    rows = tables(text)[1][1:]
+def test_samples_are_counted_by_licence_and_by_band(built: Built) -> None:
+    manifest, text, tally = built
+    _, licences, means, *_ = tables(text)
+    by_source = {source.licence: source.samples for source in manifest.sources if source.samples}
+    counted = {name: int(n) for name, n in licences[1:]}
+    assert counted == {
+        "For research \\| teaching only. Ask first.": by_source[LICENCE],
+        "unstated": by_source["unstated"],
+    }
+    assert [row[0] for row in means[1:]] == ["air", "land", "all"]
+    assert [(row[1], row[2], int(row[3])) for row in means[1:]] == [
+        ("red, green, blue", "uint8", n)
+        for n in (*(s.samples for s in manifest.sources if s.samples), manifest.samples)
+    ]
+    assert means[-1][5] == ", ".join(f"{band.mean:.2f}" for band in tally.bands.overall())
+    bare = card.text(manifest, FOUND, Tally())
+    assert "None were measured." in bare
+
+
+def test_what_came_and_went_agrees_with_the_manifest(built: Built) -> None:
+    manifest, text, _ = built
+    rows = tables(text)[3][1:]
     assert len(rows) == len(manifest.counts)
     for (stage, source, came, out, dropped), count in zip(rows, manifest.counts, strict=True):
         assert (stage, source, came) == (count.stage, count.source, str(count.came))
@@ -121,20 +171,20 @@ def test_what_came_and_went_agrees_with_the_manifest(built: tuple[Manifest, str]
     assert ["slice", "air", "3", "3 as 6 tiles", ""] in rows
 
 
-def test_missing_collections_are_named(built: tuple[Manifest, str]) -> None:
-    manifest, text = built
+def test_missing_collections_are_named(built: Built) -> None:
+    manifest, text, tally = built
     assert manifest.missing == ("sea",)
     assert "Collections of the recipe that were not at hand: sea." in text
-    assert "not at hand" not in card.text(manifest.model_copy(update={"missing": ()}), FOUND)
+    assert "not at hand" not in card.text(manifest.model_copy(update={"missing": ()}), FOUND, tally)
 
 
-def test_fields_are_those_of_the_samples(built: tuple[Manifest, str]) -> None:
-    told = {name for row in tables(built[1])[2][1:] for name in row[0].strip("`").split(", ")}
+def test_fields_are_those_of_the_samples(built: Built) -> None:
+    told = {name for row in tables(built[1])[4][1:] for name in row[0].strip("`").split(", ")}
     assert told == set(yaml.safe_load(sample_json(Sample())))
 
 
-def test_the_urls_to_read(built: tuple[Manifest, str]) -> None:
-    manifest, text = built
+def test_the_urls_to_read(built: Built) -> None:
+    manifest, text, _ = built
     assert 'webdataset.WebDataset("small-train-{000000..000001}.tar"' in text
     shard = Shard(name="x-train-000000.tar", split="train", samples=1, bytes=1, sha256="")
     assert card.urls(manifest.model_copy(update={"shards": (shard,)})) == "x-train-000000.tar"
@@ -144,7 +194,7 @@ def test_the_urls_to_read(built: tuple[Manifest, str]) -> None:
     ("samples", "size"),
     [(0, "n<1K"), (999, "n<1K"), (1_000, "1K<n<10K"), (4_000_000, "1M<n<10M"), (13_000_000, "n>10M")],
 )
-def test_size_categories(built: tuple[Manifest, str], samples: int, size: str) -> None:
+def test_size_categories(built: Built, samples: int, size: str) -> None:
     many = built[0].model_copy(update={"samples": samples})
     assert yaml.safe_load(card.front(many))["size_categories"] == [size]
 

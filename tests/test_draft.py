@@ -450,8 +450,10 @@ def test_the_command(tmp_path: Path, capsys: Out) -> None:
     assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(out)]) == 1
     assert "is there already, and is not written over" in capsys.readouterr().err
     assert out.read_text() == "mine: own words"
-    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(tmp_path / "no" / "x.yaml")]) == 1
-    assert "No such file or directory" in capsys.readouterr().err
+    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(tmp_path / "new" / "x.yaml")]) == 0
+    assert (tmp_path / "new" / "x.yaml").is_file()
+    assert main(["manifest", "new", str(tmp_path / "set"), "-o", str(out / "x.yaml")]) == 1
+    assert "x.yaml: File exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

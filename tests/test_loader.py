@@ -284,6 +284,13 @@ def test_what_fills_no_batch(shards: Path, remainder: Any, batches: int) -> None
         assert made[1][-1].mask.all()
 
 
+def test_a_batch_that_no_set_fills_is_told(shards: Path) -> None:
+    loader = Loader(shards, 32, transform=SMALL)
+    with pytest.warns(UserWarning, match="31 samples are less than a batch of 32 on each of 1 ranks: none is given"):
+        assert list(loader) == []
+    assert len(list(Loader(shards, 32, transform=SMALL, remainder="wrap"))) == 1
+
+
 def test_stored_images_and_functions(tmp_path: Path, shards: Path) -> None:
     path = write_tar(tmp_path / "equal.tar", [(f"{n}.jpg", jpeg(n, 40, 30)) for n in range(6)])
     batch = next(iter(Loader([path], 6, shuffle=False)))

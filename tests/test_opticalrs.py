@@ -53,6 +53,12 @@ def test_all_copies_and_leaks_went_and_each_says_what_it_lost_to(out: Path, fold
         assert (row["turned"] != "") == entry["how"].startswith("turned")
 
 
+def test_parts_of_held_out_images_were_looked_for_and_none_is_told_of_what_shares_nothing(out: Path) -> None:
+    told = json.loads((out / "protect.json").read_text())
+    assert told["parts"]["tiles"] > 400
+    assert not [match for match in told["matches"] if match["level"] == "part"]
+
+
 def test_crops_are_not_covered_and_that_is_said(out: Path, folder: Path) -> None:
     assert len(not_covered(out, folder)) == 5
     assert any("crops" in words for words in json.loads((out / "protect.json").read_text())["cannot_see"])

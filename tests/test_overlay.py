@@ -169,6 +169,7 @@ def test_fractions_are_as_many_as_they_say(tmp_path: Path) -> None:
 
 
 @ANY
+@pytest.mark.filterwarnings("ignore:.* none is given")
 @given(data=st.data())
 def test_any_split_gives_the_same_sequence(tmp_path: Path, shards: Path, data: st.DataObject) -> None:
     """Ranks, threads and a stop at any batch, of a mix with an overlay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from tars import jpeg, write_tar
 from torch import nn
 from training import recipe
+from worlds import source_of
 
+import datakit
 from datakit.cli import main
 from datakit.errors import RecipeError, SourceError
 from datakit.evaluate.encoder import encoder_of
@@ -23,6 +26,7 @@ from datakit.evaluate.probe import probe
 from datakit.pretrain import checkpoint
 from datakit.pretrain.objective import Encoder
 from datakit.pretrain.train import pretrain
+from datakit.recipe import Recipe
 from datakit.stream import Loader, evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -210,6 +214,21 @@ def test_the_command_reads_folders_and_shards_alike(
     assert main([*wrong, "--share", "0.5", "--method", "svm"]) == 1
     assert main(["evaluate", "probe", str(train), str(folders), "--share", "0.5"]) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_images_of_a_build_are_known_by_name_and_windows_by_key(folders: Path, tmp_path: Path) -> None:
+    source = source_of("aid", path=folders.name)
+    build = partial(datakit.build, data=folders.parent, workers=0)
+    shape = {"name": "aid", "sources": [source]}
+    build(Recipe.model_validate(shape), out=tmp_path / "whole")
+    images = images_of(tmp_path / "whole")
+    assert {*images.names} == {*images_of(folders).names}
+    split = listed(images, *write_lists(tmp_path, images_of(folders)))
+    assert (len(split.train), len(split.test)) == (6, 3)
+    build(Recipe.model_validate({**shape, "slice": {"grid": {"size_px": 32}}}), out=tmp_path / "tiles")
+    names = images_of(tmp_path / "tiles").names
+    assert len({*names}) == len(names) == 24 * 4
+    assert not any(name.endswith(".jpg") for name in names)
 
 
 def test_what_was_exported_has_the_same_features(trained: Path, tmp_path: Path) -> None:

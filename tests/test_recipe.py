@@ -15,6 +15,7 @@ from PIL import Image
 import datakit
 from datakit.errors import RecipeError
 from datakit.pipeline import Build
+from datakit.pretrain.recipe import Pretrain
 from datakit.recipe import Recipe, find, merged, parse_changes
 from datakit.stages.slice import Slice
 
@@ -103,7 +104,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "slice.grid": "gap_px (8) must be less than size_px (8)",
         "cut.encode.format": "Input should be 'jpeg', 'png', 'webp', 'tiff16', 'png16', 'mosaic' or 'npy', not 'gif'",
         "cut.encode.quality": "Input should be a valid integer, unable to parse string as an integer, not 'high'",
-        "sed": "no such key; allowed: about, cut, dedup, domain, exclude, include_evaluation, layout, "
+        "sed": "no such key; allowed: about, cut, decisions, dedup, domain, exclude, include_evaluation, layout, "
         "max_pair_shift_px, name, prefer, protect, same_place, seed, shards, slice, sources, subset, title, view",
     }
 
@@ -167,6 +168,18 @@ def test_base_is_merged_by_mapping(tmp_path: Path) -> None:
     assert (recipe.name, recipe.seed, recipe.exclude.rules, recipe.sources[0].name) == ("c", 1, (), "tiny")
     assert (recipe.subset.share, recipe.subset.cap, recipe.subset.flat_entropy_bits) == (0.5, {"flat": 0.2}, 3.0)
     assert merged({"a": {"b": 1}}, {"a": [2]}) == {"a": [2]}
+
+
+def test_a_base_may_be_bundled_and_one_beside_goes_before_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: opticalrs_files.yaml\nname: mine\nslice: {grid: {size_px: 64}}")
+    recipe, bundled = Recipe.load(tmp_path / "mine.yaml"), Recipe.load("opticalrs_files")
+    assert (recipe.name, recipe.slice and recipe.slice.grid and recipe.slice.grid.size_px) == ("mine", 64)
+    assert recipe.exclude == bundled.exclude
+    (tmp_path / "run.yaml").write_text("base: pretrain/tiny.yaml\nname: run\nbatch: 8")
+    assert Pretrain.load(tmp_path / "run.yaml").objective == Pretrain.load("tiny").objective
+    (tmp_path / "opticalrs_files.yaml").write_text("base: ../opticalrs.yaml\nname: beside\nsources: []")
+    with pytest.raises(RecipeError, match=r"no such file in .*, and no bundled recipe"):
+        Recipe.load(tmp_path / "mine.yaml")
 
 
 def test_bases_that_lead_nowhere(tmp_path: Path) -> None:

@@ -500,10 +500,12 @@ def test_levels_are_reduced_and_then_shown(tmp_path: Path) -> None:
         assert row["narrowed"] == about["narrowed"]
     for said, one in members(tmp_path / "out"):
         low, high = whole
-        stored = read(one["tif"])[:, :, [2, 1, 0]].astype(float)
-        shown = np.clip((stored - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
+        stored = read(one["tif"])
+        shown = (stored[:, :, [2, 1, 0]].astype(float) - low) * (255 / (high - low)) + 0.5
+        luma = np.clip(shown, 0, 255).astype(np.uint8).astype(int) @ [19595, 38470, 7471] + 0x8000 >> 16
         row = next(r for r in by_key.values() if r["window"] == said["window"])
-        assert row["band_sum"] == shown.reshape(-1, 3).sum(axis=0, dtype=np.int64).tolist()
+        assert row["luma_mean"] == pytest.approx(luma.mean(), rel=1e-12)
+        assert row["band_sum"] == stored.reshape(-1, 5).sum(axis=0, dtype=np.int64).tolist()
 
 
 def test_masks_are_taken_at_the_centres(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -71,7 +72,7 @@ def of_shards(tars: Tars, where: str) -> Images:
     keys = tars.keys(np.arange(len(tars), dtype=np.int64))
     for row, key in enumerate(keys):
         fields = json.loads(tars.read(row, "json")) if tars.has(row, "json") else {}
-        names.append(key if fields.get("window") else str(fields.get("name") or key))  # windows share a name
+        names.append(key if is_window(fields) else str(fields.get("name") or key))  # windows share a name
         label = tars.read(row, "cls").decode().strip() if tars.has(row, "cls") else fields.get("label", "")
         labels.append(str(label))
 
@@ -92,6 +93,12 @@ class Split:
     test: Rows
     numbers: Rows
     classes: tuple[str, ...]
+
+
+def is_window(fields: dict[str, Any]) -> bool:
+    """Whether a sample is a part of its image; a build gives whole images a window, too, which is all of them."""
+    window = fields.get("window") or []
+    return bool(window) and window != [0, 0, fields.get("image_width"), fields.get("image_height")]
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:

@@ -71,6 +71,7 @@ class Feed:
             device=self.machine.device,
             remainder="drop",
             overlay=[*self.recipe.overlay, *pruned],
+            licence=self.recipe.licence or (),
             **feeding,
         )
 

@@ -84,6 +84,7 @@ class Pretrain(Spec):
     seed: int = Field(0, ge=0)
     data: str | tuple[str, ...] | dict[str, float] = Field(description="shards: one set, tars, or sets by weight")
     overlay: tuple[str, ...] = Field((), description="files that drop, keep or weigh samples")
+    licence: tuple[str, ...] | None = Field(None, description="only samples under one of these, see `licences`")
     held_out: tuple[str, ...] = Field(
         ("aodraw:test",),
         description="splits that training must not see, as source:split",

@@ -51,7 +51,7 @@ class Cut(Spec):
     """Tiles as bytes, and every number that later rules look at."""
 
     VERSION: ClassVar[int] = 4
-    LEVELS_VERSION: ClassVar[int] = 1  # raise it when only the output of tiles that keep levels changes
+    LEVELS_VERSION: ClassVar[int] = 2  # raise it when only the output of tiles that keep levels changes
 
     encode: Encode = Encode()
     narrow: Narrow | None = None
@@ -206,13 +206,13 @@ class Sign(Cut):
 
 
 def measured(sample: Sample, piece: Piece, levels: bool) -> Found:
-    """What is measured of a tile, as a picture; levels: its digest is that of the levels of all bands."""
+    """What is measured of a tile, as a picture; levels: digest and sums by band are of the levels of all bands."""
     found: Found = measure.measure(piece.pixels, piece.valid)._asdict()
     found.update(zip(SIGNED, measure.sign(piece.pixels), strict=True))
     if levels:
-        hasher = measure.Hasher(piece.height, piece.width, sample.bands)
-        hasher.add(levels_of(sample, piece))
-        found["pixel_digest"] = hasher.digest()
+        stored = levels_of(sample, piece)
+        found["pixel_digest"] = measure.digest(stored, sample.bands)
+        found.update(measure.bands(stored, piece.valid) if piece.shot is None else {})  # of a RAW: of what it shows
     return found
 
 

@@ -8,13 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from ..columns import Columns
 from ..errors import RecipeError, StageError
 from ..image import COLOURS, Narrow
-from ..rules import Column, LargerThan, LongerThan, Rule, SmallerThan
+from ..rules import Column, Evaluation, LargerThan, Licence, LongerThan, Rule, SmallerThan, SplitRule
 from ..sample import Part, Spec
+
+BY_HAND = "by_hand"  # reason of what a person left out
+HELD = (Evaluation, SplitRule, Licence)  # rules that no decision of a person undoes
 
 
 class Exclude(Spec):
@@ -53,11 +58,16 @@ class Exclude(Spec):
 
     def __call__(self, records: pa.Table, part: Part) -> pa.Table:
         columns = self.columns(records)
-        reasons = np.full(len(columns), "", object)
+        reasons, spared = self.decided(records)
         for rule in self.rules:
-            reasons[(reasons == "") & rule.matches(columns)] = rule.reason
+            may = reasons == "" if isinstance(rule, HELD) else (reasons == "") & ~spared
+            reasons[may & rule.matches(columns)] = rule.reason
         place = records.schema.get_field_index("dropped")
         return records.set_column(place, records.schema.field(place), pa.array(reasons.tolist(), pa.string()))
+
+    def decided(self, records: pa.Table) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Why records are left out whatever the rules say ("": they are not), and which no rule may drop: (N,)."""
+        return np.full(records.num_rows, "", object), np.zeros(records.num_rows, bool)
 
 
 class HeaderRules(Exclude):
@@ -73,6 +83,18 @@ class HeaderRules(Exclude):
             columns.put("bands", [list(COLOURS) if f else b for f, b in zip(fits, bands, strict=True)])
             columns.put("dtype", ["uint8" if f else d for f, d in zip(fits, columns.texts("dtype"), strict=True)])
         return columns
+
+
+class ByHand(HeaderRules):
+    """Rules, and what a person decided of single records, by their keys, before these."""
+
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def decided(self, records: pa.Table) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        keys = records.column("key")
+        spared, gone = (np.asarray(pc.is_in(keys, pa.array(some, pa.string()))) for some in (self.keep, self.drop))
+        return np.where(gone, BY_HAND, "").astype(object), spared
 
 
 def file_digest(path: Path) -> str:

@@ -1,11 +1,13 @@
 """Nothing that resembles a held-out evaluation image gets through, and a certificate says what was compared.
 
 A held-out list holds how the images of an evaluation set look, whole and through the grid of a recipe, and where they
-lie; it holds no pixels, so it may be shared. `datakit protect sign` makes one.
+lie; it holds no pixels, so it may be shared. `datakit protect sign` makes one. By a recipe with `contain` it writes a
+second file beside it, with points and small gray pictures, by which parts are found.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -23,18 +25,33 @@ from pydantic import Field
 from ..errors import RecipeError
 from ..hamming import near_between
 from ..looks import CANNOT_SEE, PLACES, TILE, Ints, Likeness, Looks, among, chance, words
-from ..sample import SCHEMA
+from ..sample import SCHEMA, Spec
 
 FORMAT = 1
 ABOUT = b"datakit.heldout"
 ENTRY = pa.schema([("name", pa.string()), *((n, SCHEMA.field(n).type) for n in ("window", *TILE, "footprint"))])
 NO_LIST = "no evaluation set was checked"
+SHOWN = 240  # held-out entries whose thumbnails a certificate holds
+PARTS = ".parts"  # suffix of the file beside a list that tells how parts of its images look
+CROPS = (
+    "crops and shifts that show less than `contain.share` of either picture, or differ in scale by more than 2; "
+    "those of pictures with few points (water, fields without a mark), or of lists without a file of parts"
+)
+SHARE_OFF = 0.02  # of shares, which a fit to points tells
+
+
+class Contain(Spec):
+    """When a tile and a held-out image share a part: points of both agree on one place, and then the pixels do."""
+
+    share: float = Field(0.5, gt=0, le=1, description="the least share of the tile, or of the image, that both show")
+    points: int = Field(8, ge=6, description="points that must agree")
+    correlation: float = Field(0.8, ge=0.3, le=1, description="of the pixels of that part, at a common scale")
 
 
 class Protect(Likeness):
     """Held-out lists, and when a record is too close to an image of theirs; flips and rotations are always found."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     lists: tuple[Path, ...] = Field((), description="files that `datakit protect sign` made")
     footprints: bool = Field(True, description="drop what overlaps a held-out image on the map, too")
@@ -42,9 +59,17 @@ class Protect(Likeness):
         0.01, gt=0, le=1, description="overlap of less than this of the smaller footprint is no overlap"
     )
 
+    contain: Contain | None = Field(None, description="drop what shares a part with a held-out image, too")
+
     def digest(self, *more: str) -> str:
         plain = self.model_copy(update={"lists": ()})
-        return super(Protect, plain).digest(*more, *(held_digest(path) for path in self.lists))
+        files = [*self.lists, *(path for path in self.parts() if path)]
+        return super(Protect, plain).digest(*more, *map(held_digest, files))
+
+    def parts(self) -> list[Path | None]:
+        """Beside each list the file that tells how parts look; None: there is none, or it is not asked for."""
+        files = [path.with_name(path.name + PARTS) for path in self.lists]
+        return [path if self.contain and path.is_file() else None for path in files]
 
     def read(self) -> list[HeldOut]:
         """The lists; RecipeError names the one that cannot be read."""
@@ -192,20 +217,23 @@ def certificate(
     compared: dict[str, int],
     matches: list[dict[str, Any]],
     levels: bool = False,
+    parts: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """What protect.json says. compared: of the build, images, tiles, those placed, flat, and refused by thumbnails.
 
-    levels: the digests of the build are of the levels of all bands.
+    levels: the digests of the build are of the levels of all bands. parts: tiles of which parts were looked up, and
+    those of too few points; None: the recipe does not ask for it.
     """
     if not lists:
         return {"statement": NO_LIST, "lists": [], "compared": {}, "matches": [], "cannot_see": list(CANNOT_SEE)}
     a_pair = chance(spec.radius_bits) * PLACES * sum(len(held.looks) for held in lists)
     gone = len({match["key"] for match in matches})
     return {
-        "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, or lay "
-        "where they lie, or are other products of an acquisition that one of these is of; they are not in this set. "
-        "What a comparison of this kind cannot see is listed below.",
-        "lists": [_of_list(spec, held, levels) for held in lists],
+        "statement": f"{gone} images or tiles resembled held-out images of {', '.join(h.who for h in lists)}, "
+        f"{'or shared a part with one, ' if parts and parts['tiles'] else ''}or lay where they lie, or are other "
+        "products of an acquisition that one of these is of; they are not in this set. What a comparison of this kind "
+        "cannot see is listed below.",
+        "lists": [_of_list(spec, n, held, levels) for n, held in enumerate(lists)],
         "radius_bits": spec.radius_bits,
         "orientations": PLACES,
         "thumbnail_levels": spec.thumbnail_levels,
@@ -216,12 +244,26 @@ def certificate(
             "images": compared["images"] * a_pair,
             "tiles": compared["tiles"] * a_pair,
         },
+        **({} if parts is None or spec.contain is None else {"parts": {**parts, **spec.contain.model_dump()}}),
         "matches": matches,
-        "cannot_see": list(CANNOT_SEE),
+        "cannot_see": list(CANNOT_SEE if not parts or not parts["tiles"] else (CROPS, *CANNOT_SEE[1:])),
+        "thumbnails": thumbnails(lists, [match["held_out"] for match in matches]),
     }
 
 
-def _of_list(spec: Protect, held: HeldOut, levels: bool) -> dict[str, Any]:
+def thumbnails(lists: Sequence[HeldOut], names: Sequence[str]) -> dict[str, str]:
+    """The (8, 8, 3) uint8 of entries as base64, by their names in words; of so many names, evenly over all."""
+    wanted = sorted({*names})
+    some = {*wanted[:: -(-len(wanted) // SHOWN) or 1]}
+    return {
+        name: base64.b64encode(held.entries.column("thumbnail")[n].as_py()).decode()
+        for held in lists
+        for n, name in enumerate(held.spelled)
+        if name in some
+    }
+
+
+def _of_list(spec: Protect, number: int, held: HeldOut, levels: bool) -> dict[str, Any]:
     """A list as the certificate names it: what it is, and what of it could not be protected."""
     flat = held.flat_files(spec.flat_entropy_bits)
     places, _ = held.footprints()
@@ -231,8 +273,10 @@ def _of_list(spec: Protect, held: HeldOut, levels: bool) -> dict[str, Any]:
         ours, its = kinds if levels else kinds[::-1]
         note = f"flat pictures are not recognised: digests here are of {ours}, those of the list of {its}; sign it "
         note += "with --recipe of this build; unsigned files are not recognised either"
+    told = {} if spec.contain is None else {"parts": bool(spec.parts()[number])}
     return {
         **held.about,
+        **told,
         "blake2b": held.digest,
         "footprints": len(places) if spec.footprints else 0,
         "not_protected": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ from .maker import STAGES, Bad, Function, Maker, Slots, too_many
 from .mosaics import fields_of, mosaics_of
 from .normalise import Counts, MeanStd, mean_std, scaled
 from .order import InTurn, Order, score
-from .overlay import Live, Overlay, Picked, overlays_of
+from .overlay import RECORDS, Live, Overlay, Picked, licensed, overlays_of
 from .repeats import Repeated, Shared
 from .schedule import Remainder, Schedule
 from .source import Source, opened
@@ -70,7 +71,7 @@ def pictures(
     if isinstance(transform, Views):
 
         def samples() -> list[tuple[Path, Counts]]:
-            return [(part.beside("samples.parquet"), partial(live.counts, start)) for start, _, part in tars.parts]
+            return [(part.beside(RECORDS), partial(live.counts, start)) for start, _, part in tars.parts]
 
         return transform.views, mean_std(transform.normalise, samples), None
     if transform is not None and not callable(transform):
@@ -118,6 +119,7 @@ class Loader:
         prefetch: int = 2,
         max_bad_share: float = 0.01,
         overlay: str | Path | Overlay | Sequence[str | Path | Overlay] = (),
+        licence: str | Sequence[str] = (),
         cache: Cache | str | Path | None = None,
         raw: str | RawView | None = None,
         decode: Literal["threads", "device"] = "threads",
@@ -128,7 +130,7 @@ class Loader:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.device = Device(device, decode == "device")
         self.remainder: Remainder = remainder or ("drop" if shuffle else "pad")
-        self.live = Live(self.tars, overlays_of(overlay))
+        self.live = Live(self.tars, [*overlays_of(overlay), *licensed(self.tars, licence)])
         self.block = check_room(self.tars, self.live.sizes, block_bytes, shuffle)
         self.views, self.numbers, self.function = pictures(transform, self.tars, self.live)
         self.raw = mosaics_of(raw, crops=bool(self.views))
@@ -136,9 +138,8 @@ class Loader:
         self.most_bad = max(int(max_bad_share * len(self.live)), 1)
         self.window = self.batch_size * self.world_size, -(-repeat_window // repeats) * repeats  # slots, batches
         self.decoder = ondevice.left(self.views, repeats, raw) if self.device.decodes else Decoder()
-        self.repeats, self.buffers = repeats, Buffers(self.device.cuda)
+        self.repeats, self.buffers, self.told = repeats, Buffers(self.device.cuda), Report()
         self.epoch, self.position = 0, 0  # where the next iteration begins
-        self.told = Report()
         self._handed: tuple[int, int] | None = None  # epoch and position of the last batch, while an epoch lasts
         self._one: tuple[Any, ...] = (None, None)
         self._kind: tuple[int, np.dtype[Any]] | None = None
@@ -179,6 +180,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start, self.position = self.epoch, self.position, 0
+        if not len(self) and self.samples:
+            few = (
+                f"{self.samples} samples are less than a batch of {self.batch_size} on each of {self.world_size} ranks"
+            )
+            warnings.warn(f'{few}: none is given. Make batch_size smaller, or remainder "wrap"', stacklevel=2)
         self._handed = epoch, start  # a state that is asked for before the first batch, or after its error, says so
         for batch in self.batches(epoch, start):
             self._handed = epoch, batch.position

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..bands import COLUMNS, SUMS, Sums
 from ..errors import RecipeError, ShardError
 from .augment import IMAGENET, Normalise, Scaled
 
-NAMES = ["band_count", "band_sum", "band_sum_squares"]
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
-
-
 Counts = Callable[[int, int], NDArray[np.int64]]  # how often each of rows low .. high counts
 
 
-def mean_std(
-    normalise: Normalise, samples: Callable[[], Sequence[tuple[Path, Counts]]], highest: int = 255
-) -> MeanStd | None:
+def mean_std(normalise: Normalise, samples: Callable[[], Sequence[tuple[Path, Counts]]]) -> MeanStd | None:
     """(mean, deviation) of each band, 0..1; None: images stay as levels.
 
-    "dataset": over all valid pixels of the samples of builds, from their samples.parquet, whose levels go up to
-    `highest`, each as often as it counts.
+    "dataset": over all valid pixels of the samples of builds, from their samples.parquet, each as often as it counts.
     """
     if normalise is None:
         return None
     if normalise == "imagenet":
         return IMAGENET
     if normalise == "dataset":
-        return _of_samples(samples(), highest)
+        return _of_samples(samples())
     if not isinstance(normalise, dict) or {*normalise} != {"mean", "std"}:
         raise RecipeError(f"normalise: {normalise!r}: imagenet, dataset, {{mean: [...], std: [...]}} or None")
     mean, std = (tuple(float(v) for v in normalise[name]) for name in ("mean", "std"))
@@ -50,32 +45,30 @@ def scaled(numbers: MeanStd | None, highest: int) -> Scaled:
     return Scaled(tuple(1 / (highest * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True)))
 
 
-def _of_samples(samples: Sequence[tuple[Path, Counts]], highest: int) -> MeanStd:
-    sums: NDArray[np.float64] | None = None
+def _of_samples(samples: Sequence[tuple[Path, Counts]]) -> MeanStd:
+    sums = Sums()
     for path, counts in samples:
         if not path.is_file():
             raise RecipeError(f"normalise: dataset: {path} is not there; only a build has it. Give mean and std")
-        for part in _sums(path, counts):
-            if sums is not None and part.shape != sums.shape:
-                raise ShardError(f"{path}: its images differ in bands: give mean and std")
-            sums = part if sums is None else sums + part
+        sums.join(summed(path, counts))
     names = ", ".join(str(path) for path, _ in samples)
-    if sums is None or not sums[0].all():
+    if len({(dtype, bands) for _, dtype, bands in sums.found}) > 1:
+        raise ShardError(f"{names}: its images differ in bands: give mean and std")
+    bands = sums.overall()
+    if not bands or not all(band.pixels for band in bands):
         raise ShardError(f"{names}: no valid pixel to take means of")
-    mean = sums[1] / sums[0]
-    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
-    if not std.all():
+    if not all(band.deviation for band in bands):
         raise ShardError(f"{names}: a band has one level alone: give mean and std")
-    return tuple((mean / highest).tolist()), tuple((std / highest).tolist())
+    return tuple(b.mean / b.highest for b in bands), tuple(b.deviation / b.highest for b in bands)
 
 
-def _sums(path: Path, counts: Counts) -> Iterator[NDArray[np.float64]]:
-    """Of some samples after others: valid pixels, sum and sum of squares of each band, (3, C)."""
-    first = 0
-    for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=NAMES):
-        times = counts(first, first + batch.num_rows)
+def summed(path: Path, counts: Counts) -> Sums:
+    """What the records of a samples.parquet add up to, each as often as it counts."""
+    file, first = pq.ParquetFile(path), 0
+    there, sums = file.schema_arrow.names, Sums.of(file.schema_arrow)
+    if not {*SUMS} <= {*there}:
+        raise ShardError(f"{path}: no pixel was measured: the images of this set are copies of files")
+    for batch in file.iter_batches(1 << 16, columns=[name for name in COLUMNS if name in there]):
+        sums.add(pa.table(batch), counts(first, first + batch.num_rows))
         first += batch.num_rows
-        flat = [pc.list_flatten(batch.column(name)).to_numpy(zero_copy_only=False).astype(float) for name in NAMES]
-        if len(flat[0]) % batch.num_rows:
-            raise ShardError(f"{path}: its images differ in bands: give mean and std")
-        yield np.array([times @ column.reshape(batch.num_rows, -1) for column in flat])
+    return sums

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .. import disk
 from ..errors import RecipeError, ShardError
+from ..licences import NAME, Asked
 from ..remote import Root, root_of
 from ..sample import mix64
 from .order import InTurn, Order
@@ -30,6 +31,7 @@ Kind = Literal["drop", "keep", "weight", "split"]
 KIND = b"datakit_overlay"  # what a file says of its kind
 CHUNK = 1 << 20  # rows that are looked at together
 MOST = 1 << 20  # copies of a sample
+RECORDS = "samples.parquet"  # of a build
 _WEIGHING = 0x6A09E667F3BCC909  # apart from what the order takes of ids
 
 Ints = NDArray[np.int64]
@@ -263,6 +265,26 @@ class Picked:
     def at(self, start: int, count: int) -> Ints:
         """The rows at positions start .. start + count."""
         return self.live.rows(self.order.at(start, count))
+
+
+def licensed(tars: Tars, names: str | Sequence[str]) -> list[Overlay]:
+    """What leaves the samples that are under one of these licences, by the records beside each set; see `licences`.
+
+    RecipeError where a set has no records, as tars of others, or no sample is left.
+    """
+    asked, goes = Asked(names), [np.zeros(0, np.int64)]
+    for _, _, part in tars.parts if asked else ():
+        path = part.beside(RECORDS)
+        if not path.is_file():
+            raise RecipeError(f"licence: {path} is not there; only a build tells the licences of its samples")
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches(CHUNK, columns=[n for n in ("id", NAME) if n in file.schema_arrow.names]):
+            table = pa.table(batch)
+            goes.append(table.column("id").to_numpy()[~asked.rows(table, path)])
+    ids = np.unique(np.concatenate(goes))
+    if len(ids) and len(ids) == len(tars):
+        raise RecipeError(f"licence: no sample is under {asked}; there are {asked.met()}")
+    return [Overlay(f"licence {asked}", "drop", ids, np.zeros(len(ids)), 1.0)] if len(ids) else []
 
 
 def overlays_of(given: str | Path | Overlay | Sequence[str | Path | Overlay]) -> list[Overlay]:

@@ -20,6 +20,8 @@ def state_of(path: Path) -> dict[str, Any]:
     """The state in a JSON file or in a checkpoint of torch: the file itself, or the first of its values that is one."""
     try:
         found = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise ShardError(f"{path}: no such file") from None
     except Exception as exc:
         raise ShardError(f"{path}: neither JSON (.json) nor a checkpoint of torch ({exc})") from None
     for state in (found, *(found.get(name) for name in NAMES), *found.values()) if isinstance(found, dict) else ():
@@ -35,13 +37,15 @@ def keys_of_step(
     step: int | None = None,
     batch: int | None = None,
     overlay: Sequence[str | Path] = (),
+    licence: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Position, key, id and shard of each sample of a step, of all ranks together; those that were replaced, too.
 
     ValueError where the epoch has no such step.
     """
     together = batch or state["together"]
-    loader = Loader(source, together, rank=0, world_size=1, overlay=overlay, **Loader.options_of(state))
+    options = {"overlay": overlay, "licence": licence, **Loader.options_of(state)}
+    loader = Loader(source, together, rank=0, world_size=1, **options)
     loader.load_state_dict({**state, "mean": [], "std": []})
     order = loader.order(state["epoch"] if epoch is None else epoch)
     first = state["position"] - together if step is None else step * together

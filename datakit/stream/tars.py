@@ -129,6 +129,10 @@ class Tars:
             raise self._changed(shard, f"at byte {offset} lies {found.decode(errors='replace')}, not {name.decode()}")
         return block[HEADER:]
 
+    def size(self, row: int, member: str) -> int:
+        """The bytes that a member has."""
+        return self._place(row, member)[2]
+
     def fetch(self, number: int, stop: threading.Event) -> None:
         """Bring a shard into the cache, unless someone does it already or there is no room."""
         shard = self.shards[number]
