@@ -437,7 +437,7 @@ def test_the_recipe_is_checked_whole(tmp_path: Path) -> None:
     assert "sed" in str(raised.value)
     with pytest.raises(RecipeError, match="split and captions"):
         recipe("50", **{"shards.captions": True})
-    with pytest.raises(RecipeError, match="--protect and --licence"):
+    with pytest.raises(RecipeError, match="--protect, --licence and --decisions"):
         kinds.load(RECIPE, licences=["MIT"])
 
 
