@@ -71,9 +71,12 @@ def run_sign(args: argparse.Namespace) -> int:
 
     recipe = Recipe.load(args.recipe, parse_changes(args.set))
     about = Collection.load(find_manifest(args.manifest)) if args.manifest else None
-    parts = args.list.with_name(args.list.name + PARTS) if recipe.protect.contain else None
+    beside = args.list.with_name(args.list.name + PARTS)
+    parts = beside if recipe.protect.contain else None
     with Engine(cores() if args.workers is None else args.workers) as engine:
         held = held_out(args.folder, recipe, engine, about, args.name, args.edition, args.split, parts)
+    if parts is None:  # what an earlier list of that name had tells of other images
+        beside.unlink(missing_ok=True)
     held.save(args.list)
     for row in held.about["unsigned"]:
         say(f"not signed: {row['name']}: {row['why']}")
