@@ -261,6 +261,12 @@ def test_filters_show_what_is_asked_for(made: Looked, opened: Page) -> None:
     page.fill("#text", "onerror")
     names = page.eval_on_selector_all(".tile[data-key]", "all => all.filter(t => t.offsetParent).map(t => t.title)")
     assert [name.partition(": ")[0] for name in names] == [HOSTILE]
+    grouped = page.evaluate("document.querySelector('.group .tile:not(.head)[data-key]').dataset.key")
+    for text in (grouped, "", "no such key"):  # one of a group shows all of it
+        page.fill("#text", text)
+        assert page.inner_text("#shown") == f"{len(shown())} shown"
+    assert shown() == []
+    assert page.locator(".sheet:visible").count() == 0
     assert opened.complaints == []
 
 

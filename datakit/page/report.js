@@ -28,7 +28,7 @@
   };
   const row = ([key, mark]) => {
     const line = document.createElement("tr");
-    const cells = [key, mark.what === "keep" ? "keep" : "leave out", mark.reason || "", outcomes[key] || ""];
+    const cells = [key, mark.what === "keep" ? "keep" : "leave out", mark.reason || "", Object.hasOwn(outcomes, key) ? outcomes[key] : ""];
     cells.forEach((text, n) => {
       const cell = line.insertCell();
       cell.textContent = text;
@@ -76,20 +76,19 @@
   const is = (element, name, wanted) => !wanted || element.dataset[name] === wanted;
   const filter = () => {
     const words = text.value.trim().toLowerCase();
-    let shown = 0;
     for (const tile of tiles) {
       const kept = tile.dataset.stage === "kept";
       const said = words && !(tile.dataset.key + " " + tile.title).toLowerCase().includes(words);
       tile.hidden = !is(tile, "source", source.value) || (!kept && !is(tile, "reason", reason.value)) || Boolean(said);
-      shown += tile.hidden ? 0 : 1;
     }
     for (const group of document.querySelectorAll(".group, .pair")) {
       const members = [...group.querySelectorAll(".tile:not(.head)[data-key]")];
       group.hidden = members.every(tile => tile.hidden);
       for (const tile of group.querySelectorAll(".tile")) tile.hidden = false;
     }
+    const seen = tile => !tile.hidden && !tile.closest(".group[hidden], .pair[hidden]");
     for (const sheet of document.querySelectorAll(".sheet")) {
-      sheet.hidden = ![...sheet.querySelectorAll(".tile[data-key]")].some(tile => !tile.hidden);
+      sheet.hidden = ![...sheet.querySelectorAll(".tile[data-key]")].some(seen);
     }
     for (const body of document.querySelectorAll("tbody[data-source]")) {
       body.hidden = body.dataset.source !== source.value;
@@ -98,7 +97,7 @@
     for (const cell of document.querySelectorAll("[data-column]")) {
       cell.hidden = Boolean(reason.value) && cell.dataset.column !== reason.value;
     }
-    document.getElementById("shown").textContent = shown.toLocaleString("en") + " shown";
+    document.getElementById("shown").textContent = [...tiles].filter(seen).length.toLocaleString("en") + " shown";
   };
   for (const control of [source, reason]) control.addEventListener("change", filter);
   text.addEventListener("input", filter);
