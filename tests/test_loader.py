@@ -351,6 +351,9 @@ def test_what_cannot_be_read_is_replaced_alike(tmp_path: Path) -> None:
         ("s004", str(path), "unreadable"),
         ("s009", str(path), "no_image"),
     ]
+    alone = Loader([path], 1, transform=SMALL, seed=3, max_bad_share=0.1)
+    keys(alone)
+    assert alone.report().by_shard() == {(str(path), "no_image"): 1, (str(path), "unreadable"): 1}
     with pytest.raises(ShardError, match=r"(?s)2 samples cannot be used, of 1 that max_bad_share allows.*s004"):
         keys(Loader([path], 1, transform=SMALL, max_bad_share=0.0))
 
